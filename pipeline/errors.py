@@ -1,0 +1,90 @@
+"""Every error this project raises on purpose.
+
+    TwotowerError                  exit code 1
+    ├── UsageError                 exit code 2: nothing was started, nothing was written
+    │   ├── ConfigError            an unknown key, a value out of range
+    │   ├── CatalogError           no partitions, a missing column, a wrong type
+    │   ├── ModelError             a missing, damaged, misshapen or unsupported model
+    │   ├── ClusterError           no Ray, too few GPUs, a path that a node cannot read
+    │   ├── QueryError             a query that has no answer: empty text, zero vector, unknown column
+    │   └── MissingExtra           a part of the installation is not there
+    ├── RunError                   a run began and could not end well
+    │   ├── RunInterrupted         SIGTERM or SIGINT; what was staged is kept
+    │   └── ReleaseRefused         the run ended, its result may not be released
+    └── InputRejected              one input of one product is bad; it becomes a row in `rejects`
+        └── ImageRejected
+
+All of them carry one readable sentence: what happened, where, and what to do. They are picklable, because Ray moves
+them between processes.
+"""
+
+from __future__ import annotations
+
+
+class TwotowerError(Exception):
+    """Base of all errors raised on purpose; `str(error)` is a sentence for people."""
+
+    exit_code = 1
+
+
+class UsageError(TwotowerError):
+    """What the caller asked for cannot be done; nothing was started and nothing was written."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """The configuration holds an unknown key or a value that cannot be used."""
+
+
+class CatalogError(UsageError):
+    """The catalog cannot be read as products."""
+
+
+class ModelError(UsageError):
+    """The model is missing, damaged, unsupported, or not the one it claims to be."""
+
+
+class ClusterError(UsageError):
+    """Ray or its nodes cannot give what the run needs."""
+
+
+class QueryError(UsageError):
+    """A query has no defined answer."""
+
+
+class MissingExtra(UsageError):
+    """A package of an optional part of the installation is missing."""
+
+
+class RunError(TwotowerError):
+    """A run began and could not end well."""
+
+
+class RunInterrupted(RunError):
+    """A signal ended the run; staged partitions are kept and the same command resumes."""
+
+
+class ReleaseRefused(RunError):
+    """The run ended, but its result did not pass the checks that stand before a release."""
+
+
+class InputRejected(TwotowerError):
+    """One input is bad.
+
+    Args:
+        reason: a value of `pipeline.records.Reason`.
+        detail: a sentence for the person who repairs the catalog.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class ImageRejected(InputRejected):
+    """An image that cannot or should not be embedded."""

@@ -1,0 +1,63 @@
+"""The values that travel between modules: frozen dataclasses, and the closed list of reject reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why an input, or a whole row, was rejected. The list is closed: dashboards and checks rely on it."""
+
+    MISSING_ID = "missing_id"
+    DUPLICATE_ID = "duplicate_id"
+    CONFLICTING_ROW = "conflicting_row"
+    NO_TEXT_AND_NO_IMAGE = "no_text_and_no_image"
+    TEXT_EMPTY = "text_empty"
+    IMAGE_NULL = "image_null"
+    IMAGE_EMPTY = "image_empty"
+    IMAGE_NOT_AN_IMAGE = "image_not_an_image"
+    IMAGE_UNSUPPORTED_FORMAT = "image_unsupported_format"
+    IMAGE_UNDECODABLE = "image_undecodable"
+    IMAGE_TRUNCATED = "image_truncated"
+    IMAGE_CORRUPT = "image_corrupt"
+    IMAGE_TOO_LARGE_BYTES = "image_too_large_bytes"
+    IMAGE_TOO_MANY_PIXELS = "image_too_many_pixels"
+    IMAGE_TOO_SMALL = "image_too_small"
+    IMAGE_EXTREME_ASPECT = "image_extreme_aspect"
+    IMAGE_NOT_FOUND = "image_not_found"
+    FETCH_REFUSED = "fetch_refused"
+    FETCH_FAILED = "fetch_failed"
+    VECTOR_NOT_FINITE = "vector_not_finite"
+    WORKER_CRASHED = "worker_crashed"
+    PARTITION_UNREADABLE = "partition_unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image may be before it is refused unread or undecoded."""
+
+    max_bytes: int = 50_000_000
+    max_pixels: int = 64_000_000
+    min_side_px: int = 8
+    max_aspect: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result.
+
+    Attributes:
+        product_id: the product's key.
+        score: cosine similarity of the query and the searched vector, -1 to 1, higher is better.
+        rank: place in the result, from 1.
+        fields: the asked columns of the product, by name.
+        cluster: number of the image cluster when the result was diversified, else None.
+    """
+
+    product_id: str
+    score: float
+    rank: int
+    fields: Mapping[str, object] = field(default_factory=dict)
+    cluster: int | None = None
