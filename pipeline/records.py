@@ -61,3 +61,53 @@ class Hit:
     rank: int
     fields: Mapping[str, object] = field(default_factory=dict)
     cluster: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """One element of a product's images.
+
+    Attributes:
+        ordinal: place in the product, from 0; None where the catalog gives no order and the bytes' hash decides.
+        data: encoded bytes, a reference to them, or None for a null element.
+    """
+
+    ordinal: int | None
+    data: bytes | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One catalog row, as far as it concerns one product.
+
+    Attributes:
+        row: row number in the file, from 0.
+        text: the assembled text, None where the catalog holds none or an earlier row of the product carries it.
+        is_first: whether this row is the product's first and so carries its metadata.
+        metadata: title, description, broad_category, fine_category and the carried columns, by name.
+    """
+
+    product_id: str
+    row: int
+    is_first: bool
+    text: str | None
+    images: tuple[ImageInput, ...]
+    metadata: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One bad input, or one bad row, of a partition.
+
+    Attributes:
+        kind: `text`, `image` or `row`.
+        ordinal: the image's place, None for text and row, or where it is not known yet.
+    """
+
+    product_id: str | None
+    row: int
+    kind: str
+    reason: Reason
+    detail: str
+    ordinal: int | None = None
+    sha256: str | None = None

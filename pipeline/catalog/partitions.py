@@ -1,0 +1,293 @@
+"""A catalog of Parquet files as partitions: found, checked against the column mapping, and read in batches."""
+
+from __future__ import annotations
+
+import fnmatch
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipeline.config import CatalogConfig, ColumnsConfig
+from pipeline.errors import CatalogError
+from pipeline.paths import is_uri, resolve
+
+_GLOB = frozenset("*?[")
+_BATCH_BYTES = 64_000_000
+_BATCH_ROWS = 256
+_READ_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A Parquet file, or a range of its row groups: the unit of work and of retry.
+
+    Attributes:
+        name: the file's absolute path or URI, with `#first-last` row groups where the file is cut.
+        path: the file as its filesystem names it.
+        first_row: the range's first row in the file.
+        size_bytes: compressed size of the row groups.
+        identity: size and modification time of the file: what a resumed run compares.
+    """
+
+    name: str
+    path: str
+    row_groups: tuple[int, ...]
+    first_row: int
+    rows: int
+    size_bytes: int
+    identity: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A checked catalog. It travels to the actors, so it holds names and no open files.
+
+    Attributes:
+        root: the folder or prefix that image references are relative to.
+        shape: `product` or `image`.
+        columns: the mapping, with absent optional columns as empty names.
+        carried: the further columns with their Arrow types.
+    """
+
+    uri: str
+    root: str
+    shape: str
+    columns: ColumnsConfig
+    carried: tuple[pa.Field, ...]
+    partitions: tuple[Partition, ...]
+
+    @property
+    def has_ordinals(self) -> bool:
+        """Whether images have a place given by the catalog: a list's order, or an `image_ordinal` column."""
+        return self.shape == "product" or bool(self.columns.image_ordinal)
+
+    def read(
+        self, partition: Partition, columns: Sequence[str], *, batch_rows: int | None = None
+    ) -> Iterator[pa.Table]:
+        """The partition's rows in file order, streamed: no row group is held whole.
+
+        Args:
+            partition: one of `partitions`.
+            columns: file columns to read.
+            batch_rows: rows per batch at most; None: as many as fit 64 MB of compressed row, up to 256.
+
+        Raises:
+            OSError: the file cannot be read.
+            pa.ArrowInvalid: its pages are damaged.
+        """
+        if batch_rows is None:
+            row_bytes = max(1, partition.size_bytes // max(1, partition.rows))
+            batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
+        filesystem, _ = resolve(self.uri)
+        with filesystem.open_input_file(partition.path) as source:
+            file = pq.ParquetFile(source, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
+            batches = file.iter_batches(
+                batch_size=batch_rows, row_groups=list(partition.row_groups), columns=list(columns), use_threads=False
+            )
+            for batch in batches:
+                yield pa.Table.from_batches([batch])
+
+
+def open_catalog(uri: str, catalog: CatalogConfig, columns: ColumnsConfig, *, images_root: str = "") -> Catalog:
+    """Find the catalog's files, check each file's schema, and cut them into partitions.
+
+    Args:
+        uri: a folder, a file, a glob, or an object-store prefix.
+        catalog: shape and partition size.
+        columns: the column mapping.
+        images_root: where references point; empty: beside the catalog.
+
+    Raises:
+        CatalogError: nothing there, not Parquet, a column missing or of a wrong type: names the file, the column, what
+            was found and what was expected.
+    """
+    try:
+        filesystem, files, root = _find(uri)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CatalogError(f"the catalog {uri} cannot be listed: {error}") from error
+    if not files:
+        raise CatalogError(f"the catalog {uri} holds no Parquet file (*.parquet); give a folder, a file or a glob")
+    footers = [_footer(filesystem, info) for info in files]
+    schemas = [footer.schema.to_arrow_schema() for footer in footers]
+    checked = [_check(info.path, schema, columns, catalog.shape) for info, schema in zip(files, schemas, strict=True)]
+    first = checked[0]
+    for info, other in zip(files, checked, strict=True):
+        if other != first:
+            raise CatalogError(_difference(files[0].path, first, info.path, other))
+    partitions = [
+        partition
+        for info, footer in zip(files, footers, strict=True)
+        for partition in _cut(uri, info, footer, catalog.partition_bytes)
+    ]
+    if not sum(p.rows for p in partitions):
+        raise CatalogError(f"the catalog {uri} has no rows in its {len(files)} Parquet files")
+    return Catalog(uri, images_root or root, first.shape, first.columns, first.carried, tuple(partitions))
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What a file's schema says about the catalog; equal for all of its files."""
+
+    shape: str
+    id_kind: str
+    columns: ColumnsConfig
+    carried: tuple[pa.Field, ...]
+
+
+def _find(uri: str) -> tuple[pafs.FileSystem, list[pafs.FileInfo], str]:
+    """Filesystem, the Parquet files in path order, and the root that references are relative to."""
+    is_glob = bool(_GLOB & set(uri.rsplit("://", 1)[-1]))
+    base, parts, fixed = uri, uri.split("/"), 0
+    if is_glob:
+        fixed = next(i for i, part in enumerate(parts) if _GLOB & set(part))
+        base = "/".join(parts[:fixed]) or ("/" if uri.startswith("/") else ".")
+    filesystem, path = resolve(base)
+    top = filesystem.get_file_info(path)
+    if top.type == pafs.FileType.NotFound:
+        raise CatalogError(f"there is no catalog at {uri}: {base} does not exist")
+    if top.type == pafs.FileType.File:
+        return filesystem, [top], _with_scheme(uri, posixpath.dirname(path))
+    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    files = [info for info in infos if info.type == pafs.FileType.File and _is_data(info.path, path)]
+    if is_glob:
+        wanted = [*path.strip("/").split("/"), *parts[fixed:]] if path.strip("/") else parts[fixed:]
+        files = [info for info in files if _matches(info.path.strip("/").split("/"), wanted)]
+    return filesystem, sorted(files, key=lambda info: info.path), _with_scheme(uri, path)
+
+
+def _with_scheme(uri: str, path: str) -> str:
+    """The path as a URI of the catalog's own scheme."""
+    return f"{uri.partition('://')[0]}://{path}" if is_uri(uri) else path
+
+
+def _is_data(path: str, base: str) -> bool:
+    """Parquet by name, and not in a hidden or underscore folder, where engines keep what is not data."""
+    inside = posixpath.relpath(path, base).split("/")
+    return path.endswith((".parquet", ".pq")) and not any(part[0] in "._" for part in inside)
+
+
+def _matches(names: list[str], wanted: list[str]) -> bool:
+    """Whether a path, or a folder above it, matches a glob, part by part; `**` stands for any number of parts."""
+    if not wanted:
+        return True
+    if wanted[0] == "**":
+        return any(_matches(names[i:], wanted[1:]) for i in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], wanted[0]) and _matches(names[1:], wanted[1:])
+
+
+def _footer(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> pq.FileMetaData:
+    try:
+        with filesystem.open_input_file(info.path) as source:
+            return pq.read_metadata(source)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CatalogError(f"{info.path} is not a readable Parquet file: {error}") from error
+
+
+def _cut(uri: str, info: pafs.FileInfo, footer: pq.FileMetaData, partition_bytes: int) -> Iterator[Partition]:
+    """The file's row groups in consecutive ranges of at most `partition_bytes`, at least one group each."""
+    name = _with_scheme(uri, info.path)
+    mtime_ns = info.mtime_ns if info.mtime_ns is not None else ""
+    identity = f"{info.size}:{mtime_ns}"
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    sizes = [sum(g.column(c).total_compressed_size for c in range(g.num_columns)) for g in groups]
+    start, row = 0, 0
+    while start < len(groups):
+        stop = start + 1
+        while stop < len(groups) and sum(sizes[start : stop + 1]) <= partition_bytes:
+            stop += 1
+        rows = sum(g.num_rows for g in groups[start:stop])
+        is_whole = start == 0 and stop == len(groups)
+        part = name if is_whole else f"{name}#{start}-{stop - 1}"
+        yield Partition(part, info.path, tuple(range(start, stop)), row, rows, sum(sizes[start:stop]), identity)
+        start, row = stop, row + rows
+
+
+def _check(path: str, schema: pa.Schema, columns: ColumnsConfig, shape: str) -> _Checked:
+    """Compare a file's schema with the mapping."""
+    defaults = ColumnsConfig()
+
+    def find(role: str, is_wanted: bool, expected: str, accepts: object) -> str:
+        name = getattr(columns, role)
+        if name not in schema.names:
+            if is_wanted or name != getattr(defaults, role):
+                raise CatalogError(
+                    f"{path} has no column {name!r} for {role} (expected {expected}); it has "
+                    f"{', '.join(schema.names)}. Map another with --set columns.{role}=NAME"
+                )
+            return ""
+        found = schema.field(name).type
+        if not accepts(found):  # type: ignore[operator]
+            raise CatalogError(f"{path}: column {name!r} for {role} is {found}; expected {expected}")
+        return str(name)
+
+    id_name = find("product_id", True, "string or integer", lambda t: _is_string(t) or pa.types.is_integer(t))
+    named = {
+        role: find(role, False, "string", _is_string)
+        for role in ("title", "description", "broad_category", "fine_category")
+    }
+    images = find("images", False, "binary or string, or a list of them", lambda t: _is_image(_element(t)))
+    ordinal = find("image_ordinal", False, "integer", pa.types.is_integer)
+    if not images and not named["title"] and not named["description"]:
+        raise CatalogError(
+            f"{path} has neither a text column (title, description) nor an images column; it has "
+            f"{', '.join(schema.names)}. Map them with --set columns.title=NAME and so on"
+        )
+    is_list = bool(images) and _is_list(schema.field(images).type)
+    if shape == "image" and is_list:
+        raise CatalogError(f"{path}: column {images!r} is a list, but catalog.shape=image wants one image a row")
+    found_shape = shape if shape != "auto" else ("product" if is_list or not images else "image")
+    carried = []
+    for name in columns.carried:
+        if name not in schema.names:
+            raise CatalogError(
+                f"{path} has no column {name!r} named in columns.carried; it has {', '.join(schema.names)}"
+            )
+        carried.append(pa.field(name, schema.field(name).type))
+    id_kind = "string" if _is_string(schema.field(id_name).type) else "integer"
+    mapping = ColumnsConfig(
+        product_id=id_name,
+        images=images,
+        image_ordinal=ordinal if found_shape == "image" else "",
+        carried=columns.carried,
+        **named,
+    )
+    return _Checked(found_shape, id_kind, mapping, tuple(carried))
+
+
+def _difference(path: str, first: _Checked, other_path: str, other: _Checked) -> str:
+    """The sentence for two files of one catalog that do not agree."""
+    if first.id_kind != other.id_kind:
+        return (
+            f"product ids are {first.id_kind} in {path} and {other.id_kind} in {other_path}; in one catalog they must "
+            "be of one kind, because 1 and '1' would become one product"
+        )
+    if first.shape != other.shape:
+        return f"{path} has one row per {first.shape} and {other_path} one per {other.shape}; set catalog.shape"
+    for field in ("product_id", "title", "description", "images", "image_ordinal", "broad_category", "fine_category"):
+        if getattr(first.columns, field) != getattr(other.columns, field):
+            lacking = other_path if getattr(first.columns, field) else path
+            return f"{lacking} has no column for {field}, which other files of the catalog have"
+    return f"the carried columns differ: {list(first.carried)} in {path}, {list(other.carried)} in {other_path}"
+
+
+def _is_string(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def _is_image(type_: pa.DataType) -> bool:
+    is_binary = pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
+    return bool(is_binary or pa.types.is_fixed_size_binary(type_) or _is_string(type_))
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
+
+
+def _element(type_: pa.DataType) -> pa.DataType:
+    return type_.value_type if _is_list(type_) else type_

@@ -1,0 +1,131 @@
+"""Rows of a partition as products: the text assembled, the images listed, bad rows named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline.catalog.partitions import Catalog, Partition
+from pipeline.records import ImageInput, Product, Reason, Rejected
+
+READ_ERRORS = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)
+"""What reading a damaged Parquet page can raise."""
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """What a pass over the ids of the whole catalog found out about one partition's rows, by row number in the file.
+
+    Attributes:
+        rejected: rows that are not read, with the reason and a sentence.
+        followers: rows of a product whose first row, in (path, row) order, is another one; only in the image shape.
+        skipped: rows beyond `--limit`.
+    """
+
+    rejected: Mapping[int, tuple[Reason, str]] = field(default_factory=dict)
+    followers: frozenset[int] = frozenset()
+    skipped: frozenset[int] = frozenset()
+
+
+def read_products(
+    catalog: Catalog, partition: Partition, plan: RowPlan, *, batch_rows: int | None = None
+) -> Iterator[tuple[list[Product], list[Rejected]]]:
+    """A partition's products in row order, batch by batch, with the rows that are rejected.
+
+    A page that cannot be read ends the partition: what came before it stands, and the rest is one rejected row.
+    """
+    names = catalog.columns
+    columns = [names.product_id, names.title, names.description, names.broad_category, names.fine_category]
+    columns += [names.images, names.image_ordinal, *(f.name for f in catalog.carried)]
+    row = partition.first_row
+    try:
+        for table in catalog.read(partition, [c for c in dict.fromkeys(columns) if c], batch_rows=batch_rows):
+            records = _records(catalog, table)
+            products: list[Product] = []
+            rejects: list[Rejected] = []
+            for record in records:
+                result = _product(catalog, record, row, plan)
+                if isinstance(result, Product):
+                    products.append(result)
+                elif result is not None:
+                    rejects.append(result)
+                row += 1
+            yield products, rejects
+    except READ_ERRORS as error:
+        stop = partition.first_row + partition.rows
+        detail = f"rows {row} to {stop - 1} of {partition.name} cannot be read: {error}"
+        yield [], [Rejected(None, row, "row", Reason.PARTITION_UNREADABLE, detail)]
+
+
+def assemble_text(title: str | None, description: str | None) -> str | None:
+    """`title. description`: null and blank parts skipped, equal parts once, no second full stop; None if both are null.
+
+    A result of "" says that there was a text and that it is blank.
+    """
+    parts = [part.strip() for part in (title, description) if part is not None]
+    if not parts:
+        return None
+    filled = [part for part in dict.fromkeys(parts) if part]
+    if len(filled) < 2:
+        return filled[0] if filled else ""
+    return f"{filled[0]}{' ' if filled[0].endswith('.') else '. '}{filled[1]}"
+
+
+def product_ids(column: pa.ChunkedArray) -> list[str | None]:
+    """Ids as strings: an integer in decimal digits, a blank one as None."""
+    return [None if value is None or not str(value).strip() else str(value) for value in column.to_pylist()]
+
+
+def _records(catalog: Catalog, table: pa.Table) -> Iterator[dict[str, object]]:
+    """One dict per row, keyed by role and by carried name."""
+    names = catalog.columns
+    roles = ("title", "description", "broad_category", "fine_category", "images", "image_ordinal")
+    values: dict[str, Sequence[object]] = {"product_id": product_ids(table.column(names.product_id))}
+    for role in roles:
+        name = getattr(names, role)
+        values[role] = table.column(name).to_pylist() if name else [None] * table.num_rows
+    for carried in catalog.carried:
+        values[f"carried.{carried.name}"] = table.column(carried.name).to_pylist()
+    for i in range(table.num_rows):
+        yield {role: column[i] for role, column in values.items()}
+
+
+def _product(catalog: Catalog, record: dict[str, object], row: int, plan: RowPlan) -> Product | Rejected | None:
+    """The row as a product, or why it is none; None for a row beyond the limit."""
+    product_id = record["product_id"]
+    if row in plan.skipped:
+        return None
+    if row in plan.rejected:
+        reason, detail = plan.rejected[row]
+        return Rejected(product_id, row, "row", reason, detail)  # type: ignore[arg-type]
+    if product_id is None:
+        return Rejected(None, row, "row", Reason.MISSING_ID, f"row {row} has no product id")
+    images = _images(catalog, record)
+    if isinstance(images, str):
+        return Rejected(str(product_id), row, "row", Reason.CONFLICTING_ROW, images)
+    is_first = row not in plan.followers
+    metadata = {role: record[role] for role in ("title", "description", "broad_category", "fine_category")}
+    metadata |= {carried.name: record[f"carried.{carried.name}"] for carried in catalog.carried}
+    text = assemble_text(record["title"], record["description"]) if is_first else None  # type: ignore[arg-type]
+    return Product(str(product_id), row, is_first, text, images, metadata if is_first else {})
+
+
+def _images(catalog: Catalog, record: dict[str, object]) -> tuple[ImageInput, ...] | str:
+    """The row's images, or a sentence on why its image has no place.
+
+    In a list, a null element is an input. A single null is no image, unless an ordinal says that one belongs there.
+    """
+    value = record["images"]
+    if isinstance(value, list):
+        return tuple(ImageInput(i, element) for i, element in enumerate(value))
+    if not catalog.columns.image_ordinal:
+        ordinal = 0 if catalog.shape == "product" else None
+        return () if value is None else (ImageInput(ordinal, value),)  # type: ignore[arg-type]
+    ordinal = record["image_ordinal"]  # type: ignore[assignment]
+    if ordinal is None and value is None:
+        return ()
+    if ordinal is None or not 0 <= ordinal < 2**31:
+        return f"{catalog.columns.image_ordinal} is {ordinal}; it is the image's place in its product, from 0"
+    return (ImageInput(ordinal, value),)  # type: ignore[arg-type]

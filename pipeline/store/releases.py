@@ -1,0 +1,149 @@
+"""Releases: one row names the versions of all tables that belong together, and readers follow that row."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import lance
+import pyarrow as pa
+
+from pipeline.errors import QueryError, ReleaseRefused
+from pipeline.store.schemas import SCHEMA_VERSION, TABLES, releases_schema
+from pipeline.store.tables import Database
+
+
+@dataclass(frozen=True)
+class Release:
+    """One published state of a database.
+
+    Attributes:
+        versions: table name to the Lance version that belongs to this release.
+        model: the model as it was named by the run.
+        index: how each vector column is searched, by mode.
+        counts: what the run that made it counted.
+        checks: what was verified before it was written.
+    """
+
+    release: int
+    parent: int | None
+    created_at: datetime
+    versions: Mapping[str, int]
+    model: str
+    model_id: str
+    fingerprint: str
+    average_text_weight: float
+    index: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    checks: Mapping[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+
+def list_releases(db: str | Database) -> list[Release]:
+    """All releases, oldest first; empty where nothing was released."""
+    database = db if isinstance(db, Database) else Database(db)
+    if not database.exists("releases"):
+        return []
+    rows = database.dataset("releases").to_table().to_pylist()
+    return sorted((_from_row(row) for row in rows), key=lambda release: release.release)
+
+
+def newest_release(db: str | Database) -> Release | None:
+    """The release that readers get, or None where nothing was released."""
+    releases = list_releases(db)
+    return releases[-1] if releases else None
+
+
+def get_release(db: str | Database, number: int) -> Release:
+    """One release by its number.
+
+    Raises:
+        QueryError: there is no such release.
+    """
+    releases = list_releases(db)
+    for release in releases:
+        if release.release == number:
+            return release
+    known = ", ".join(str(release.release) for release in releases) or "none"
+    raise QueryError(f"there is no release {number}; there are: {known}")
+
+
+def publish(db: Database, release: Release, *, run_id: str) -> Release:
+    """Make a release visible to readers: compare-and-swap on its number.
+
+    The versions are tagged by the run before the row exists, so that no cleanup can take them; only the winner of the
+    number gives them the tag `release-N`.
+
+    Raises:
+        ReleaseRefused: another run took the number first.
+    """
+    for table in TABLES:
+        _tag(db, table, f"run-{run_id}", release.versions[table])
+    if not db.exists("releases"):
+        with contextlib.suppress(OSError):  # two first runs may both create it; the rows decide
+            lance.write_dataset(releases_schema().empty_table(), db.uri_of("releases"), mode="create")
+    insert = db.dataset("releases").merge_insert("release").when_not_matched_insert_all()
+    # Without use_index(False) a scalar index on the key lets two writers both insert the number.
+    result = insert.use_index(False).execute(pa.Table.from_pylist([_to_row(release)], schema=releases_schema()))
+    won = result["num_inserted_rows"] == 1
+    for table in TABLES:
+        if won:
+            _tag(db, table, f"release-{release.release}", release.versions[table])
+        with contextlib.suppress(OSError, ValueError):
+            db.dataset(table).tags.delete(f"run-{run_id}")
+    if not won:
+        raise ReleaseRefused(
+            f"another run published release {release.release} while this one was running; run it again on top of that"
+        )
+    return release
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def _tag(db: Database, table: str, name: str, version: int) -> None:
+    tags = db.dataset(table).tags
+    if name in tags.list():
+        tags.update(name, version)
+    else:
+        tags.create(name, version)
+
+
+def _from_row(row: dict[str, Any]) -> Release:
+    return Release(
+        release=row["release"],
+        parent=row["parent"],
+        created_at=row["created_at"],
+        versions={table: row[f"{table}_version"] for table in TABLES},
+        model=row["model"],
+        model_id=row["model_id"],
+        fingerprint=row["fingerprint"],
+        average_text_weight=row["average_text_weight"],
+        index=json.loads(row["index"]),
+        counts=json.loads(row["counts"]),
+        checks=json.loads(row["checks"]),
+        schema_version=row["schema_version"],
+    )
+
+
+def _to_row(release: Release) -> dict[str, Any]:
+    return {
+        "release": release.release,
+        "parent": release.parent,
+        "created_at": release.created_at,
+        **{f"{table}_version": release.versions[table] for table in TABLES},
+        "model": release.model,
+        "model_id": release.model_id,
+        "fingerprint": release.fingerprint,
+        "average_text_weight": release.average_text_weight,
+        "index": json.dumps(release.index),
+        "counts": json.dumps(release.counts),
+        "checks": json.dumps(release.checks),
+        "schema_version": release.schema_version,
+    }
