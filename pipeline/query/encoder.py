@@ -1,0 +1,156 @@
+"""A query becomes a vector: a text or an image through the release's model, a vector through its checks."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ImageRejected, MissingExtra, QueryError
+from pipeline.records import ImageLimits
+
+Vector = npt.NDArray[np.float32]
+
+MAX_TEXT_CHARACTERS = 20_000
+_CACHED_TEXTS = 4096
+_PREPROCESSINGS = ("shop", "published")
+
+
+class Encoder:
+    """Turns queries into float32 (D,) vectors of unit L2 norm; safe for threads.
+
+    Towers load with the first query that needs them, each one alone, so text search holds no image tower.
+
+    Args:
+        model: name of the model, as `load_model` takes it.
+        model_id: of the vectors that are searched; a model with another one is refused.
+        dim: D of the vectors that are searched.
+        device: where the towers run.
+    """
+
+    def __init__(self, model: str, model_id: str, dim: int, *, device: str = "cpu") -> None:
+        self.model = model
+        self.model_id = model_id
+        self.dim = dim
+        self.device = device
+        self._towers: dict[str, Any] = {}
+        self._texts: OrderedDict[str, Vector] = OrderedDict()
+        self._loading = threading.Lock()
+        self._caching = threading.Lock()
+
+    def encode(self, queries: Sequence[object]) -> list[Vector]:
+        """Vectors of the queries, in order; all texts go through the tower in one batch.
+
+        Raises:
+            QueryError: a query is empty, unreadable, of another dimension, not finite or zero.
+        """
+        texts = self._encode_texts([query for query in queries if isinstance(query, str)])
+        return [texts[query] if isinstance(query, str) else self._encode_other(query) for query in queries]
+
+    def _encode_texts(self, texts: list[str]) -> dict[str, Vector]:
+        for text in texts:
+            if not text.strip():
+                raise QueryError("The query text is empty.")
+            if len(text) > MAX_TEXT_CHARACTERS:
+                raise QueryError(f"The query text has {len(text)} characters; {MAX_TEXT_CHARACTERS} are the most.")
+        with self._caching:
+            known = {text: self._texts[text] for text in texts if text in self._texts}
+            for text in known:
+                self._texts.move_to_end(text)
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        if missing:
+            vectors = self._tower("text").embed_texts(missing)
+            fresh = {text: self._checked(vector) for text, vector in zip(missing, vectors, strict=True)}
+            with self._caching:
+                self._texts.update(fresh)
+                while len(self._texts) > _CACHED_TEXTS:
+                    self._texts.popitem(last=False)
+            known.update(fresh)
+        return known
+
+    def _encode_other(self, query: object) -> Vector:
+        if isinstance(query, bytes | bytearray | memoryview | os.PathLike) or _is_pil(query):
+            try:
+                return self._checked(self._tower("image").embed_images([_image(query)])[0])
+            except ImageRejected as error:
+                raise QueryError(f"The query image cannot be used: {error.detail}") from error
+        return self._checked(query)
+
+    def _checked(self, vector: object) -> Vector:
+        """The vector as float32 (D,) with unit L2 norm."""
+        try:
+            array = np.asarray(vector)
+        except ValueError as error:
+            raise QueryError(f"The query vector has no regular shape: {error}") from error
+        if array.dtype.kind not in "fiu":
+            raise QueryError(f"A query is a text, an image or a vector of numbers, not a {type(vector).__name__}.")
+        if array.shape != (self.dim,):
+            raise QueryError(f"The query vector has shape {array.shape}, and this release needs ({self.dim},).")
+        wide = array.astype(np.float64)
+        largest = np.abs(wide).max()
+        if not np.isfinite(largest):
+            raise QueryError("The query vector holds a value that is not finite.")
+        if largest == 0:
+            raise QueryError("The query vector is all zeros, which has no direction.")
+        wide /= largest
+        return (wide / np.linalg.norm(wide)).astype(np.float32)
+
+    def _tower(self, kind: str) -> Any:
+        """The model with one tower, loaded once."""
+        with self._loading:
+            if kind not in self._towers:
+                self._towers[kind] = self._load(kind)
+            return self._towers[kind]
+
+    def _load(self, kind: str) -> Any:
+        try:
+            from pipeline.model import load_model
+
+            found = []
+            for preprocessing in _PREPROCESSINGS:  # part of the model_id, and not named in a release
+                model = load_model(
+                    self.model, device=self.device, dtype="float32", preprocessing=preprocessing, towers=(kind,)
+                )
+                if model.model_id == self.model_id:
+                    return model
+                found.append(model.model_id)
+        except ModuleNotFoundError as error:
+            raise MissingExtra(
+                f"A {kind} query needs {error.name}, which is not installed: pip install 'twotower[search]'."
+            ) from error
+        raise QueryError(
+            f"{self.model} is not the model of this release: its model_id is {found[0]}, the release has "
+            f"{self.model_id}; name the release's own model."
+        )
+
+
+def _is_pil(query: object) -> bool:
+    """Whether it is a PIL image, asked without importing PIL."""
+    return any(kind.__module__ == "PIL.Image" for kind in type(query).__mro__)
+
+
+def _image(query: Any) -> Any:
+    """Image bytes or the PIL image; nothing larger than an image may be is read."""
+    limit = ImageLimits().max_bytes
+    if isinstance(query, os.PathLike):
+        path = Path(query)
+        try:
+            size = path.stat().st_size
+            query = path.read_bytes() if size <= limit else b""
+        except OSError as error:
+            raise QueryError(f"The query image {path} cannot be read: {error.strerror}.") from error
+    elif _is_pil(query):
+        return query
+    else:
+        size = memoryview(query).nbytes
+    if size > limit:
+        raise QueryError(f"The query image has {size} bytes; {limit} are the most.")
+    if size == 0:
+        raise QueryError("The query image is empty.")
+    return bytes(query)

@@ -1,0 +1,79 @@
+"""What a caller asks of a search, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.errors import QueryError
+from pipeline.query.filters import Node, Where, parse_where
+from pipeline.query.rerank import Diversify
+
+MODES = ("text", "image", "avg")
+"""A mode searches the column `<mode>_vector`: query to description, to pictures, to their average."""
+
+MAX_WINDOW = 10_000
+"""The most hits that offset + k may reach."""
+
+_HIDDEN = {"product_id", "text_sha256", "images_sha256", "partition"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked query, all but its vector."""
+
+    mode: str
+    k: int
+    offset: int
+    columns: tuple[str, ...]
+    where: Node | None
+    exact: bool
+    diversify: Diversify | None
+
+
+def check(
+    schema: pa.Schema,
+    mode: str,
+    k: int,
+    offset: int,
+    columns: Sequence[str] | None,
+    where: Where | None,
+    exact: bool,
+    diversify: Diversify | None,
+) -> Request:
+    """Check the options of a search against the columns of `products`.
+
+    Raises:
+        QueryError: an option has no defined answer; the sentence says what would.
+    """
+    if mode not in MODES:
+        raise QueryError(f"No mode {mode!r}; there are {', '.join(MODES)}.")
+    for name, value, low in (("k", k, 1), ("offset", offset, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise QueryError(f"{name} is a whole number from {low}, not {value!r}.")
+    if offset + k > MAX_WINDOW:
+        raise QueryError(f"offset + k is {offset + k}; results reach to {MAX_WINDOW}.")
+    if diversify is not None and not isinstance(diversify, Diversify):
+        raise QueryError(f"`diversify` takes a Diversify, not a {type(diversify).__name__}.")
+    chosen = _columns(schema, columns)
+    return Request(
+        mode, k, offset, chosen, None if where is None else parse_where(where, schema), bool(exact), diversify
+    )
+
+
+def _columns(schema: pa.Schema, columns: Sequence[str] | None) -> tuple[str, ...]:
+    if columns is None:
+        return tuple(
+            column.name
+            for column in schema
+            if column.name not in _HIDDEN and not pa.types.is_fixed_size_list(column.type)
+        )
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
+        raise QueryError("`columns` takes a list of column names.")
+    chosen = tuple(columns)
+    for name in chosen:
+        if name not in schema.names:
+            raise QueryError(f"No column {name!r}; there are {', '.join(schema.names)}.")
+    return chosen

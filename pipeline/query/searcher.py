@@ -1,0 +1,272 @@
+"""Search in one release: three modes over texts, images and vectors, with filters, paging and diversity."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.errors import QueryError
+from pipeline.query.encoder import Encoder, Vector
+from pipeline.query.filters import Node, Where, expression
+from pipeline.query.request import Request, check
+from pipeline.query.rerank import Diversify, rerank
+from pipeline.records import Hit
+
+if TYPE_CHECKING:
+    from pipeline.store.releases import Release
+
+_EXACT_ROWS = 5_000
+"""Filters that at most so many products pass are searched exactly: faster than probing, and nothing is missed."""
+
+_MAX_TIES = 100_000
+_CACHED_FILTERS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Pinned:
+    """One release, opened: table handles stay on its versions."""
+
+    release: Release
+    products: Any
+    images: Any
+    schema: pa.Schema
+    encoder: Encoder
+    passing: OrderedDict[Node, int] = field(default_factory=OrderedDict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Searcher:
+    """Searches one release of a database; safe for threads. `Searcher.open` makes one."""
+
+    def __init__(self, db: str, pinned: _Pinned, *, model: str | None, device: str, follows: bool) -> None:
+        self.db = db
+        self._pinned = pinned
+        self._model = model
+        self._device = device
+        self._follows = follows
+
+    @classmethod
+    def open(
+        cls,
+        db: str | os.PathLike[str],
+        *,
+        release: int | None = None,
+        model: str | os.PathLike[str] | None = None,
+        device: str = "cpu",
+    ) -> Searcher:
+        """Open the newest release of a database, or a certain one.
+
+        Args:
+            db: folder or URI of the database.
+            release: number of the release to stay on.
+            model: a folder, when the release's own model is not at hand; its model_id must match.
+            device: where query texts and images are embedded.
+
+        Raises:
+            QueryError: nothing is released, or not this number.
+        """
+        db, model = os.fspath(db), None if model is None else os.fspath(model)
+        pinned = _pin(db, _find(db, release), model, device)
+        return cls(db, pinned, model=model, device=device, follows=release is None)
+
+    @property
+    def release(self) -> Release:
+        """The release that is searched."""
+        return self._pinned.release
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of `products`: what `columns` and `where` may name."""
+        return self._pinned.schema
+
+    def refresh(self) -> bool:
+        """Move to the newest release, for all threads at once; a searcher opened on a number stays.
+
+        Returns:
+            Whether the release changed.
+        """
+        if not self._follows:
+            return False
+        newest, old = _find(self.db, None), self._pinned
+        if newest.release == old.release.release:
+            return False
+        encoder = old.encoder if newest.model_id == old.encoder.model_id else None
+        self._pinned = _pin(self.db, newest, self._model, self._device, encoder)
+        return True
+
+    def search(
+        self,
+        query: object,
+        *,
+        mode: str = "avg",
+        k: int = 10,
+        offset: int = 0,
+        columns: Sequence[str] | None = None,
+        where: Where | None = None,
+        exact: bool = False,
+        diversify: Diversify | None = None,
+    ) -> list[Hit]:
+        """The k best products after `offset`, best first; equal scores in order of product_id.
+
+        Args:
+            query: a text; an image as bytes, path or PIL image; or a vector (D,), which is normalised.
+            mode: `text`, `image` or `avg`: which vector of the products is compared.
+            k: how many hits.
+            offset: how many better hits to leave out, for paging.
+            columns: which columns the hits carry; by default all but vectors and bookkeeping.
+            where: conditions on columns, see `pipeline.query.filters`.
+            exact: compare with every vector instead of using the index.
+            diversify: reorder the best candidates so that different pictures come first; max(candidates, offset + k)
+                are reordered, so pages agree with each other as far as `candidates` reaches.
+
+        Raises:
+            QueryError: the query, or an option, has no defined answer.
+        """
+        options = {"mode": mode, "k": k, "offset": offset, "columns": columns, "where": where}
+        return self.search_many([query], **options, exact=exact, diversify=diversify)[0]  # type: ignore[arg-type]
+
+    def search_many(
+        self,
+        queries: Sequence[object],
+        *,
+        mode: str = "avg",
+        k: int = 10,
+        offset: int = 0,
+        columns: Sequence[str] | None = None,
+        where: Where | None = None,
+        exact: bool = False,
+        diversify: Diversify | None = None,
+    ) -> list[list[Hit]]:
+        """`search` for several queries at once, with the same options; results are in the order of the queries."""
+        pinned = self._pinned
+        request = check(pinned.schema, mode, k, offset, columns, where, exact, diversify)
+        if isinstance(queries, str | bytes) or not isinstance(queries, Iterable):
+            raise QueryError(f"`search_many` takes a list of queries, not a {type(queries).__name__}.")
+        vectors = pinned.encoder.encode(list(queries))
+        if len(vectors) == 1:
+            return [_search(pinned, vectors[0], request)]
+        with ThreadPoolExecutor(max(1, min(len(vectors), os.cpu_count() or 1))) as pool:
+            return list(pool.map(lambda vector: _search(pinned, vector, request), vectors))
+
+    def thumbnails(self, product_ids: Iterable[str]) -> dict[str, bytes]:
+        """JPEG thumbnails of the products' first embedded images; products without one are left out."""
+        wanted = sorted(set(product_ids))
+        first: dict[str, tuple[int, bytes]] = {}
+        for at in range(0, len(wanted), 500):
+            filter_ = expression(("in", "product_id", tuple(wanted[at : at + 500])))
+            columns = ["product_id", "ordinal", "thumbnail"]
+            for row in self._pinned.images.search().where(filter_).select(columns).limit(None).to_list():
+                known = first.get(row["product_id"])
+                if row["thumbnail"] and (known is None or row["ordinal"] < known[0]):
+                    first[row["product_id"]] = (row["ordinal"], row["thumbnail"])
+        return {product_id: thumbnail for product_id, (_, thumbnail) in first.items()}
+
+
+def _find(db: str, number: int | None) -> Release:
+    from pipeline.store.releases import get_release, newest_release
+
+    if number is not None:
+        return get_release(db, number)
+    newest = newest_release(db)
+    if newest is None:
+        raise QueryError(f"Nothing is released in {db}: run jobs.backfill first, or check the path.")
+    return newest
+
+
+def _pin(db: str, release: Release, model: str | None, device: str, encoder: Encoder | None = None) -> _Pinned:
+    import lancedb
+
+    try:
+        connection = lancedb.connect(db)
+        tables = {name: connection.open_table(name) for name in ("products", "images")}
+        for name, table in tables.items():
+            table.checkout(release.versions[name])
+        schema = tables["products"].schema
+    except (OSError, ValueError, RuntimeError) as error:
+        raise QueryError(f"Release {release.release} of {db} cannot be opened: {error}") from error
+    dim = schema.field("avg_vector").type.list_size
+    if encoder is None or encoder.dim != dim:
+        encoder = Encoder(model or release.model, release.model_id, dim, device=device)
+    return _Pinned(release, tables["products"], tables["images"], schema, encoder)
+
+
+def _search(pinned: _Pinned, vector: Vector, request: Request) -> list[Hit]:
+    """Candidates, in their new order where they are diversified, and of that the asked page."""
+    end = request.offset + request.k
+    if request.diversify is None:
+        page = _candidates(pinned, vector, request, end).slice(request.offset)
+        return _hits(page, request, [None] * len(page))
+    found = _candidates(pinned, vector, request, max(request.diversify.candidates, end))
+    result = rerank(_rows(found["image_vector"]), request.diversify)
+    order = list(result.order[request.offset : end])
+    return _hits(found.take(order), request, [result.clusters[at] for at in order])
+
+
+def _hits(page: pa.Table, request: Request, clusters: Sequence[int | None]) -> list[Hit]:
+    ids, distances = page["product_id"].to_pylist(), page["_distance"].to_pylist()
+    fields = page.select(list(request.columns)).to_pylist() if request.columns else [{} for _ in ids]
+    return [
+        Hit(product_id, max(-1.0, min(1.0, 1.0 - distance)), rank, values, cluster)
+        for rank, (product_id, distance, values, cluster) in enumerate(
+            zip(ids, distances, fields, clusters, strict=True), request.offset + 1
+        )
+    ]
+
+
+def _rows(vectors: pa.ChunkedArray) -> list[Vector | None]:
+    """Rows (D,) of a vector column, None where it is null."""
+    column = vectors.combine_chunks()
+    matrix = column.values.to_numpy().reshape(-1, column.type.list_size)[column.offset : column.offset + len(column)]
+    return [row if valid else None for row, valid in zip(matrix, column.is_valid().to_pylist(), strict=True)]
+
+
+def _candidates(pinned: _Pinned, vector: Vector, request: Request, limit: int) -> pa.Table:
+    """The best `limit` products by (distance, product_id).
+
+    One more than asked is fetched: where it ties with the last one, more are, until the tie is whole. Else which of
+    the equal products are on a page would be chance.
+    """
+    columns = list(dict.fromkeys(["product_id", *request.columns, *(["image_vector"] if request.diversify else [])]))
+    filter_ = None if request.where is None else expression(request.where)
+    passing = _EXACT_ROWS + 1 if request.where is None else _passing(pinned, request.where, filter_)
+    if passing == 0:
+        empty = pinned.schema.empty_table().select(columns)
+        return empty.append_column("_distance", pa.array([], pa.float32()))
+    fetch = limit + 1
+    while True:
+        query = pinned.products.search(vector, vector_column_name=f"{request.mode}_vector").distance_type("cosine")
+        index = pinned.release.index.get(request.mode, {})
+        if request.exact or index.get("kind", "exact") == "exact" or passing <= _EXACT_ROWS:
+            query = query.bypass_vector_index()
+        else:
+            # With a filter the remaining partitions are read too where the probed ones do not fill `limit`.
+            query = query.nprobes(index["probes"]).refine_factor(index["refine"])
+            query = query if filter_ is None else query.maximum_nprobes(0)
+        query = query if filter_ is None else query.where(filter_)
+        found = query.select([*columns, "_distance"]).limit(fetch).to_arrow()
+        found = found.sort_by([("_distance", "ascending"), ("product_id", "ascending")])
+        distances = found["_distance"].to_numpy()
+        if len(found) < fetch or distances[-1] > distances[limit - 1] or fetch > _MAX_TIES:
+            return found.slice(0, limit)
+        fetch *= 4
+
+
+def _passing(pinned: _Pinned, node: Node, filter_: Any) -> int:
+    """How many products pass a filter, counted no further than needed and remembered for the release."""
+    with pinned.lock:
+        known = pinned.passing.get(node)
+    if known is None:
+        scan = pinned.products.search().where(filter_).select(["product_id"]).limit(_EXACT_ROWS + 1)
+        known = len(scan.to_arrow())
+        with pinned.lock:
+            pinned.passing[node] = known
+            while len(pinned.passing) > _CACHED_FILTERS:
+                pinned.passing.popitem(last=False)
+    return known

@@ -1,0 +1,225 @@
+"""Vector and scalar indices of a database, and the probes that reach the wanted recall with the queries users send."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lance
+import lancedb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.errors import ReleaseRefused
+
+Vectors = npt.NDArray[np.float32]
+
+MODES = {"text": "text_vector", "image": "image_vector", "avg": "avg_vector"}
+"""Search mode to the column of `products` that it searches."""
+
+_PRESENT = {"text": "has_text", "image": "n_images > 0", "avg": "has_text OR n_images > 0"}
+"""Which products have the mode's vector; reading these columns is much cheaper than reading vectors."""
+
+ROWS_PER_PARTITION, MIN_PARTITIONS, MAX_PARTITIONS = 800, 16, 4096
+REFINE = 2
+MIN_RECALL = 0.99
+_QUERIES = 200
+_K = 10
+_SAMPLE_PER_PARTITION = 48
+_ITERATIONS = 8
+_BITMAP_VALUES = 1_000
+_TIE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class VectorIndex:
+    """How one mode is searched in a release.
+
+    Attributes:
+        kind: `exact` (no index) or `ivf_sq`.
+        rows: products that have the vector.
+        partitions: of the index; 0 without one.
+        probes: partitions that a query reads; 0 without an index.
+        refine: how many times k candidates are scored again with the full vectors.
+        recall_at_10: against exact search, measured with text vectors as queries.
+    """
+
+    kind: str
+    rows: int
+    partitions: int = 0
+    probes: int = 0
+    refine: int = REFINE
+    recall_at_10: float = 1.0
+
+
+def build_indices(db: str, *, seed: int = 0, min_rows: int = 5000) -> dict[str, dict[str, Any]]:
+    """Index the latest version of `products` and `images`; each index is a commit of its own.
+
+    Args:
+        db: folder or URI of the database; nobody else may write to it meanwhile.
+        seed: of the centroids' sample and of the measured queries.
+        min_rows: with fewer vectors a mode gets no index and is searched exactly.
+
+    Returns:
+        By mode the fields of `VectorIndex`, for the release's row.
+
+    Raises:
+        ReleaseRefused: an index came out with another number of partitions than was asked for.
+    """
+    connection = lancedb.connect(db)
+    built = {mode: _vector_index(connection, mode, seed, min_rows) for mode in MODES}
+    _scalar_indices(connection)
+    return {mode: asdict(index) for mode, index in built.items()}
+
+
+def _vector_index(connection: Any, mode: str, seed: int, min_rows: int) -> VectorIndex:
+    table = connection.open_table("products")
+    dataset = table.to_lance()
+    rows = dataset.count_rows(filter=_PRESENT[mode])
+    if rows < max(min_rows, 1):
+        if f"{MODES[mode]}_idx" in {index.name for index in table.list_indices()}:
+            table.drop_index(f"{MODES[mode]}_idx")
+        return VectorIndex(kind="exact", rows=rows)
+    partitions = min(max(rows // ROWS_PER_PARTITION, MIN_PARTITIONS), MAX_PARTITIONS, rows)
+    rng = np.random.default_rng(seed)
+    _, sample = _sample(dataset, mode, partitions * _SAMPLE_PER_PARTITION, rng)
+    centroids = k_means(sample, partitions, rng)
+    _create(dataset, mode, centroids)
+    probes, recall = probe_index(connection.open_table("products"), mode, partitions=partitions, seed=seed)
+    return VectorIndex("ivf_sq", rows, partitions, probes, REFINE, round(recall, 4))
+
+
+def _create(dataset: lance.LanceDataset, mode: str, centroids: Vectors) -> None:
+    """Build IVF_SQ on our own centroids: Lance's training collapses above 256 partitions."""
+    name = f"{MODES[mode]}_idx"
+    dataset.create_index(
+        MODES[mode],
+        "IVF_SQ",
+        name=name,
+        metric="cosine",
+        replace=True,
+        num_partitions=len(centroids),
+        ivf_centroids=centroids,
+    )
+    os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # thousands of vectors that nobody asked for
+    counts = [index["num_partitions"] for index in dataset.stats.index_stats(name)["indices"]]
+    if counts != [len(centroids)]:
+        raise ReleaseRefused(f"The index on {MODES[mode]} has {counts} partitions instead of {len(centroids)}.")
+
+
+def k_means(points: Vectors, clusters: int, rng: np.random.Generator) -> Vectors:
+    """Spherical k-means by matrix products: centroids float32 (clusters, D), unit L2 norm.
+
+    Args:
+        points: float32 (n, D), unit L2 norm, n >= clusters.
+        clusters: how many; a centroid that loses all its points moves to a random one.
+        rng: draws the first centroids.
+    """
+    centroids = points[rng.choice(len(points), clusters, replace=False)].copy()
+    for _ in range(_ITERATIONS):
+        labels = np.concatenate(
+            [np.argmax(points[at : at + 8192] @ centroids.T, axis=1) for at in range(0, len(points), 8192)]
+        )
+        order = np.argsort(labels, kind="stable")
+        used, starts = np.unique(labels[order], return_index=True)
+        sums = np.add.reduceat(points[order], starts, axis=0)
+        centroids[used] = sums
+        lost = np.setdiff1d(np.arange(clusters), used)
+        centroids[lost] = points[rng.choice(len(points), len(lost))]
+        centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
+    return centroids
+
+
+def probe_index(
+    table: Any, mode: str, *, partitions: int, seed: int = 0, min_recall: float = MIN_RECALL
+) -> tuple[int, float]:
+    """Find the fewest probes, doubling from 8, whose recall@10 reaches `min_recall`.
+
+    Text vectors of sampled products are the queries, because recall differs across the gap between text and images;
+    in text mode, and where no product has text, rows are queried without themselves.
+
+    Returns:
+        The probes and the recall@10 that they gave; all partitions where nothing less is enough.
+    """
+    dataset = table.to_lance()
+    source = "text" if dataset.count_rows(filter=_PRESENT["text"]) else "image"
+    own_ids, queries = _sample(dataset, source, _QUERIES, np.random.default_rng(seed + 1))
+    skip = own_ids if source == mode or source == "image" else [""] * len(queries)
+    floor = _tenth_best(dataset, mode, queries, skip)
+    probes = min(8, partitions)
+    while True:
+        recall = _recall(table, mode, queries, skip, floor, probes)
+        if recall >= min_recall or probes == partitions:
+            return probes, recall
+        probes = min(probes * 2, partitions)
+
+
+def _recall(
+    table: Any, mode: str, queries: Vectors, skip: list[str], floor: npt.NDArray[np.float32], probes: int
+) -> float:
+    """Share of the ten best, ties counted as equal, that `probes` partitions give."""
+    found = (
+        table.search(queries, vector_column_name=MODES[mode])  # all queries in one call
+        .distance_type("cosine")
+        .nprobes(probes)
+        .refine_factor(REFINE)
+        .select(["product_id", "_distance"])
+        .limit(_K + 1)
+        .to_arrow()
+    )
+    query = found["query_index"].to_numpy()
+    order = np.lexsort((found["_distance"].to_numpy(), query))
+    query, scores = query[order], 1 - found["_distance"].to_numpy()[order]
+    ids = found["product_id"].to_numpy(zero_copy_only=False)[order]
+    hits = 0
+    for at, (own_id, tenth) in enumerate(zip(skip, floor, strict=True)):
+        mine = query == at
+        hits += int(np.count_nonzero(scores[mine][ids[mine] != own_id][:_K] >= tenth - _TIE))
+    return hits / (_K * len(queries))
+
+
+def _tenth_best(dataset: lance.LanceDataset, mode: str, queries: Vectors, skip: list[str]) -> npt.NDArray[np.float32]:
+    """Exact score of each query's tenth best product other than `skip`, in one pass: float32 (queries,)."""
+    own = {product_id: query for query, product_id in enumerate(skip)}
+    best = np.full((len(queries), _K), -np.inf, dtype=np.float32)
+    for ids, vectors in _vectors(dataset, mode):
+        scores = queries @ vectors.T
+        for row, product_id in enumerate(ids):
+            if product_id in own:
+                scores[own[product_id], row] = -np.inf
+        both = np.concatenate([best, scores], axis=1)
+        best = np.partition(both, both.shape[1] - _K, axis=1)[:, -_K:]
+    return np.asarray(best.min(axis=1))
+
+
+def _sample(dataset: lance.LanceDataset, mode: str, count: int, rng: np.random.Generator) -> tuple[list[str], Vectors]:
+    """Ids and vectors float32 (count, D), unit L2 norm, of random products that have the mode's vector."""
+    present = dataset.to_table(columns=[], filter=_PRESENT[mode], with_row_address=True)["_rowaddr"].to_numpy()
+    chosen = rng.choice(present, min(count, len(present)), replace=False)
+    taken = dataset._take_rows(np.sort(chosen).tolist(), columns=["product_id", MODES[mode]])
+    return taken["product_id"].to_pylist(), _matrix(taken[MODES[mode]].combine_chunks())
+
+
+def _vectors(dataset: lance.LanceDataset, mode: str) -> Iterator[tuple[list[str], Vectors]]:
+    """Ids and vectors float32 (batch, D) of all products that have the mode's vector."""
+    for batch in dataset.to_batches(columns=["product_id", MODES[mode]], filter=_PRESENT[mode], batch_size=8192):
+        yield batch["product_id"].to_pylist(), _matrix(batch[MODES[mode]])
+
+
+def _matrix(column: pa.Array) -> Vectors:
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(column), -1)
+
+
+def _scalar_indices(connection: Any) -> None:
+    """Keys, categories with few values, and the hashes by which a later run finds vectors to reuse."""
+    products, images = connection.open_table("products"), connection.open_table("images")
+    for table, columns in ((products, ("product_id", "text_sha256")), (images, ("product_id", "sha256"))):
+        for column in columns:
+            table.create_scalar_index(column, index_type="BTREE", replace=True)
+    for column in ("broad_category", "fine_category"):
+        values = products.to_lance().to_table(columns=[column])[column]
+        if len(values.unique()) <= _BITMAP_VALUES:
+            products.create_scalar_index(column, index_type="BITMAP", replace=True)
