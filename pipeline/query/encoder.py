@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ Vector = npt.NDArray[np.float32]
 
 MAX_TEXT_CHARACTERS = 20_000
 _CACHED_TEXTS = 4096
-_PREPROCESSINGS = ("shop", "published")
+_PREPROCESSINGS: tuple[Literal["shop", "published"], ...] = ("shop", "published")
 
 
 class Encoder:

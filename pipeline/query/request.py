@@ -72,8 +72,8 @@ def _columns(schema: pa.Schema, columns: Sequence[str] | None) -> tuple[str, ...
         )
     if isinstance(columns, str) or not isinstance(columns, Iterable):
         raise QueryError("`columns` takes a list of column names.")
-    chosen = tuple(columns)
+    chosen = list(columns)
     for name in chosen:
-        if name not in schema.names:
+        if not isinstance(name, str) or name not in schema.names:
             raise QueryError(f"No column {name!r}; there are {', '.join(schema.names)}.")
-    return chosen
+    return tuple(dict.fromkeys(chosen))

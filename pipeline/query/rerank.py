@@ -18,6 +18,9 @@ Vectors = npt.NDArray[np.float32]
 _GRID = 1e-4
 """Image vectors closer than this in every coordinate count as one point for k-means."""
 
+_STARTS = 3
+"""K-means from so many drawn starts; more cost 2 ms each and change little on so few points."""
+
 
 @dataclass(frozen=True, slots=True)
 class Diversify:
@@ -94,24 +97,32 @@ def _by_first_seen(labels: npt.NDArray[np.int64]) -> list[int]:
 
 def _cluster(points: Vectors, wanted: int, seed: int) -> npt.NDArray[np.int64]:
     """Labels (n,) in min(wanted, distinct points) clusters, none of them empty."""
-    coarse, place = np.unique(np.round(points / _GRID), axis=0, return_inverse=True)
-    place = place.reshape(-1)
-    if len(coarse) <= wanted:
-        labels = place.astype(np.int64)
-    else:
-        weights = np.bincount(place, minlength=len(coarse)).astype(np.float64)
-        labels = _workers().submit(_k_means, coarse * _GRID, weights, wanted, seed).result()[place]
+    groups: dict[bytes, int] = {}
+    rounded = np.round(points / _GRID) + 0.0  # + 0.0: one zero, not two
+    place = np.array([groups.setdefault(row.tobytes(), len(groups)) for row in rounded])
+    labels = place
+    if len(groups) > wanted:
+        firsts = points[np.unique(place, return_index=True)[1]]
+        labels = _workers().submit(_k_means, firsts, np.bincount(place), wanted, seed).result()[place]
     return _fill(points, labels, wanted)
 
 
-def _k_means(
-    points: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], clusters: int, seed: int
-) -> npt.NDArray[np.int64]:
+def _k_means(points: Vectors, weights: npt.NDArray[np.int64], clusters: int, seed: int) -> npt.NDArray[np.int64]:
     from sklearn.cluster import KMeans
 
-    model = KMeans(n_clusters=clusters, n_init=10, random_state=seed)
-    labels: npt.NDArray[np.int64] = model.fit_predict(points, sample_weight=weights).astype(np.int64)
+    model = KMeans(n_clusters=clusters, n_init=_STARTS, random_state=seed)
+    labels: npt.NDArray[np.int64] = model.fit_predict(_coordinates(points), sample_weight=weights).astype(np.int64)
     return labels
+
+
+def _coordinates(points: Vectors) -> npt.NDArray[np.float64]:
+    """The same distances in n instead of D dimensions, (n, n): for 50 points of 768 k-means takes half the time."""
+    if points.shape[0] >= points.shape[1]:
+        return points.astype(np.float64)
+    centered = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+    values, vectors = np.linalg.eigh(centered @ centered.T)
+    coordinates: npt.NDArray[np.float64] = vectors * np.sqrt(np.maximum(values, 0))
+    return coordinates
 
 
 def _fill(points: Vectors, labels: npt.NDArray[np.int64], wanted: int) -> npt.NDArray[np.int64]:

@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.errors import QueryError
-from pipeline.query.encoder import Encoder, Vector
-from pipeline.query.filters import Node, Where, expression
-from pipeline.query.request import Request, check
-from pipeline.query.rerank import Diversify, rerank
+from pipeline.query.encoder import Encoder
+from pipeline.query.filters import Where, expression
+from pipeline.query.nearest import Pinned, nearest
+from pipeline.query.request import check
+from pipeline.query.rerank import Diversify
 from pipeline.records import Hit
 
 if TYPE_CHECKING:
     from pipeline.store.releases import Release
 
-_EXACT_ROWS = 5_000
-"""Filters that at most so many products pass are searched exactly: faster than probing, and nothing is missed."""
-
-_MAX_TIES = 100_000
-_CACHED_FILTERS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Pinned:
-    """One release, opened: table handles stay on its versions."""
-
-    release: Release
-    products: Any
-    images: Any
-    schema: pa.Schema
-    encoder: Encoder
-    passing: OrderedDict[Node, int] = field(default_factory=OrderedDict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
 
 class Searcher:
     """Searches one release of a database; safe for threads. `Searcher.open` makes one."""
 
-    def __init__(self, db: str, pinned: _Pinned, *, model: str | None, device: str, follows: bool) -> None:
+    def __init__(self, db: str, pinned: Pinned, *, model: str | None, device: str, follows: bool) -> None:
         self.db = db
         self._pinned = pinned
         self._model = model
@@ -151,9 +130,9 @@ class Searcher:
             raise QueryError(f"`search_many` takes a list of queries, not a {type(queries).__name__}.")
         vectors = pinned.encoder.encode(list(queries))
         if len(vectors) == 1:
-            return [_search(pinned, vectors[0], request)]
+            return [nearest(pinned, vectors[0], request)]
         with ThreadPoolExecutor(max(1, min(len(vectors), os.cpu_count() or 1))) as pool:
-            return list(pool.map(lambda vector: _search(pinned, vector, request), vectors))
+            return list(pool.map(lambda vector: nearest(pinned, vector, request), vectors))
 
     def thumbnails(self, product_ids: Iterable[str]) -> dict[str, bytes]:
         """JPEG thumbnails of the products' first embedded images; products without one are left out."""
@@ -180,7 +159,7 @@ def _find(db: str, number: int | None) -> Release:
     return newest
 
 
-def _pin(db: str, release: Release, model: str | None, device: str, encoder: Encoder | None = None) -> _Pinned:
+def _pin(db: str, release: Release, model: str | None, device: str, encoder: Encoder | None = None) -> Pinned:
     import lancedb
 
     try:
@@ -194,79 +173,4 @@ def _pin(db: str, release: Release, model: str | None, device: str, encoder: Enc
     dim = schema.field("avg_vector").type.list_size
     if encoder is None or encoder.dim != dim:
         encoder = Encoder(model or release.model, release.model_id, dim, device=device)
-    return _Pinned(release, tables["products"], tables["images"], schema, encoder)
-
-
-def _search(pinned: _Pinned, vector: Vector, request: Request) -> list[Hit]:
-    """Candidates, in their new order where they are diversified, and of that the asked page."""
-    end = request.offset + request.k
-    if request.diversify is None:
-        page = _candidates(pinned, vector, request, end).slice(request.offset)
-        return _hits(page, request, [None] * len(page))
-    found = _candidates(pinned, vector, request, max(request.diversify.candidates, end))
-    result = rerank(_rows(found["image_vector"]), request.diversify)
-    order = list(result.order[request.offset : end])
-    return _hits(found.take(order), request, [result.clusters[at] for at in order])
-
-
-def _hits(page: pa.Table, request: Request, clusters: Sequence[int | None]) -> list[Hit]:
-    ids, distances = page["product_id"].to_pylist(), page["_distance"].to_pylist()
-    fields = page.select(list(request.columns)).to_pylist() if request.columns else [{} for _ in ids]
-    return [
-        Hit(product_id, max(-1.0, min(1.0, 1.0 - distance)), rank, values, cluster)
-        for rank, (product_id, distance, values, cluster) in enumerate(
-            zip(ids, distances, fields, clusters, strict=True), request.offset + 1
-        )
-    ]
-
-
-def _rows(vectors: pa.ChunkedArray) -> list[Vector | None]:
-    """Rows (D,) of a vector column, None where it is null."""
-    column = vectors.combine_chunks()
-    matrix = column.values.to_numpy().reshape(-1, column.type.list_size)[column.offset : column.offset + len(column)]
-    return [row if valid else None for row, valid in zip(matrix, column.is_valid().to_pylist(), strict=True)]
-
-
-def _candidates(pinned: _Pinned, vector: Vector, request: Request, limit: int) -> pa.Table:
-    """The best `limit` products by (distance, product_id).
-
-    One more than asked is fetched: where it ties with the last one, more are, until the tie is whole. Else which of
-    the equal products are on a page would be chance.
-    """
-    columns = list(dict.fromkeys(["product_id", *request.columns, *(["image_vector"] if request.diversify else [])]))
-    filter_ = None if request.where is None else expression(request.where)
-    passing = _EXACT_ROWS + 1 if request.where is None else _passing(pinned, request.where, filter_)
-    if passing == 0:
-        empty = pinned.schema.empty_table().select(columns)
-        return empty.append_column("_distance", pa.array([], pa.float32()))
-    fetch = limit + 1
-    while True:
-        query = pinned.products.search(vector, vector_column_name=f"{request.mode}_vector").distance_type("cosine")
-        index = pinned.release.index.get(request.mode, {})
-        if request.exact or index.get("kind", "exact") == "exact" or passing <= _EXACT_ROWS:
-            query = query.bypass_vector_index()
-        else:
-            # With a filter the remaining partitions are read too where the probed ones do not fill `limit`.
-            query = query.nprobes(index["probes"]).refine_factor(index["refine"])
-            query = query if filter_ is None else query.maximum_nprobes(0)
-        query = query if filter_ is None else query.where(filter_)
-        found = query.select([*columns, "_distance"]).limit(fetch).to_arrow()
-        found = found.sort_by([("_distance", "ascending"), ("product_id", "ascending")])
-        distances = found["_distance"].to_numpy()
-        if len(found) < fetch or distances[-1] > distances[limit - 1] or fetch > _MAX_TIES:
-            return found.slice(0, limit)
-        fetch *= 4
-
-
-def _passing(pinned: _Pinned, node: Node, filter_: Any) -> int:
-    """How many products pass a filter, counted no further than needed and remembered for the release."""
-    with pinned.lock:
-        known = pinned.passing.get(node)
-    if known is None:
-        scan = pinned.products.search().where(filter_).select(["product_id"]).limit(_EXACT_ROWS + 1)
-        known = len(scan.to_arrow())
-        with pinned.lock:
-            pinned.passing[node] = known
-            while len(pinned.passing) > _CACHED_FILTERS:
-                pinned.passing.popitem(last=False)
-    return known
+    return Pinned(release, tables["products"], tables["images"], schema, encoder)
