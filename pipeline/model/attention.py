@@ -15,7 +15,7 @@ from torch import Tensor
 
 AttentionKind = Literal["sdpa", "plain"]
 
-MASK_BYTES = 256 * 2**20
+MASK_BYTES = 64 * 2**20
 """The largest attention mask that is held at once, in bytes."""
 
 PAD_BIAS = -10_000.0

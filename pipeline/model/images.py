@@ -1,0 +1,267 @@
+"""Bytes from strangers to RGB, safely: what is not an image, too large or damaged is refused with a reason.
+
+Everything that a header can tell is decided before a pixel is decoded, so memory stays within a few times
+`ImageLimits.max_pixels` bytes. Only the formats listed in `_MAGIC` are handed to Pillow, each to its own decoder: the
+name of a file means nothing. Pillow's process-wide switches (`MAX_IMAGE_PIXELS`, `LOAD_TRUNCATED_IMAGES`) are not
+touched. Colour profiles are ignored, as the published preprocessing does.
+
+This module needs Pillow and numpy, never torch.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+import numpy as np
+
+from pipeline.errors import ImageRejected, MissingExtra
+from pipeline.records import ImageLimits, Reason
+
+try:
+    from PIL import Image
+except ModuleNotFoundError as error:
+    raise MissingExtra("Reading images needs Pillow; install it with: pip install 'twotower[search]'.") from error
+
+Style = Literal["shop", "published"]
+
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+_OTHER_IMAGES = {
+    b"8BPS": "Photoshop",
+    b"\0\0\1\0": "icon",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"II+\0": "BigTIFF",
+    b"MM\0+": "BigTIFF",
+}
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what undoes it; 1 is upright, anything else is not an orientation."""
+
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True, slots=True)
+class Rgb:
+    """A decoded image.
+
+    Attributes:
+        image: mode RGB, upright.
+        width_px: width of the original, upright; `image` is smaller where a JPEG was decoded at reduced size.
+        height_px: the same for its height.
+    """
+
+    image: Image.Image
+    width_px: int
+    height_px: int
+
+
+def read_rgb(
+    source: bytes | Image.Image, *, limits: ImageLimits, style: Style = "shop", draft_px: int | None = None
+) -> Rgb:
+    """Decode one image.
+
+    Args:
+        source: an encoded image, or a Pillow image.
+        limits: what is refused unread or undecoded.
+        style: `shop` applies EXIF orientation, lays transparency on white, scales 16 bits to 8 and undoes inverted
+            CMYK; `published` is Pillow's `convert("RGB")` alone, as the published code does.
+        draft_px: let the JPEG decoder skip detail while the short side stays at least this long; None decodes all.
+
+    Raises:
+        ImageRejected: with the reason, and a sentence for the person who repairs the catalog.
+    """
+    with _quiet_pillow():
+        image = source if isinstance(source, Image.Image) else _open(source, limits)
+        _check_shape(image.size, limits)
+        width, height = image.size
+        if draft_px is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+            short = min(width, height)
+            image.draft(image.mode, (-(-width * draft_px // short), -(-height * draft_px // short)))
+        is_reduced = image.size != (width, height)
+        try:
+            image.load()
+            orientation = _orientation(image) if style == "shop" else 1
+            rgb = _shop_rgb(image) if style == "shop" else image.convert("RGB")
+        except ImageRejected:
+            raise
+        except Exception as error:  # the boundary to Pillow: its decoders raise nearly every type there is
+            _reject_undecoded(error)
+    if orientation in _TRANSPOSE:
+        rgb = rgb.transpose(_TRANSPOSE[orientation])
+    if not is_reduced:
+        width, height = rgb.size
+    elif orientation >= 5:
+        width, height = height, width
+    return Rgb(rgb, width, height)
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    if not data:
+        raise ImageRejected(Reason.IMAGE_EMPTY, "the image holds no bytes")
+    if len(data) > limits.max_bytes:
+        detail = f"{len(data)} bytes are over the limit of {limits.max_bytes}"
+        raise ImageRejected(Reason.IMAGE_TOO_LARGE_BYTES, detail)
+    kind = _sniff(data)
+    try:
+        return Image.open(io.BytesIO(data), formats=[kind])
+    except Image.DecompressionBombError as error:
+        raise ImageRejected(Reason.IMAGE_TOO_MANY_PIXELS, str(error)) from error
+    except Exception as error:  # the boundary to Pillow's header parsers
+        if _is_cut_short(kind, data):
+            raise ImageRejected(Reason.IMAGE_TRUNCATED, f"the {kind} file ends before its image does") from error
+        # A compressed text or profile chunk that unpacks without end stops here too: the pixels may be fine, but the
+        # file was made to exhaust memory, so it is called corrupt.
+        if "too large" in str(error):
+            raise ImageRejected(Reason.IMAGE_CORRUPT, f"decompression bomb in the {kind} header: {error}") from error
+        detail = f"the {kind} header cannot be read ({type(error).__name__})"
+        raise ImageRejected(Reason.IMAGE_UNDECODABLE, detail) from error
+
+
+def _sniff(data: bytes) -> str:
+    """Pillow's name of the format that the first bytes promise."""
+    for magic, kind in _MAGIC.items():
+        if data.startswith(magic):
+            return kind
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp":
+        if data[8:12] in (b"avif", b"avis") and _has_avif():
+            return "AVIF"
+        brand = data[8:12].decode("latin-1")
+        raise ImageRejected(
+            Reason.IMAGE_UNSUPPORTED_FORMAT, f"an ISO media file of brand {brand!r} (HEIF, AVIF, video)"
+        )
+    for magic, name in _OTHER_IMAGES.items():
+        if data.startswith(magic):
+            raise ImageRejected(Reason.IMAGE_UNSUPPORTED_FORMAT, f"{name} images are not supported")
+    if b"<svg" in data[:1024].lower():
+        raise ImageRejected(Reason.IMAGE_UNSUPPORTED_FORMAT, "SVG drawings are not supported; export them as PNG")
+    raise ImageRejected(Reason.IMAGE_NOT_AN_IMAGE, f"the bytes begin with {data[:8]!r}, which is no known image format")
+
+
+def _has_avif() -> bool:
+    from PIL import features
+
+    return bool(features.check("avif"))
+
+
+def _check_shape(size: tuple[int, int], limits: ImageLimits) -> None:
+    short, long = sorted(size)
+    if short < 1:
+        raise ImageRejected(Reason.IMAGE_UNDECODABLE, f"the header says {size[0]} x {size[1]} pixels")
+    if short * long > limits.max_pixels:
+        detail = f"{size[0]} x {size[1]} pixels are over the limit of {limits.max_pixels}"
+        raise ImageRejected(Reason.IMAGE_TOO_MANY_PIXELS, detail)
+    if long > limits.max_aspect * short:
+        detail = f"{size[0]} x {size[1]} pixels are longer than {limits.max_aspect:g} to 1"
+        raise ImageRejected(Reason.IMAGE_EXTREME_ASPECT, detail)
+    if short < limits.min_side_px:
+        detail = f"{size[0]} x {size[1]} pixels; the short side must have {limits.min_side_px}"
+        raise ImageRejected(Reason.IMAGE_TOO_SMALL, detail)
+
+
+def _reject_undecoded(error: Exception) -> NoReturn:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, Image.DecompressionBombError):
+        raise ImageRejected(Reason.IMAGE_TOO_MANY_PIXELS, text) from error
+    if isinstance(error, EOFError) or (isinstance(error, OSError) and "truncated" in str(error)):
+        raise ImageRejected(Reason.IMAGE_TRUNCATED, text) from error
+    if isinstance(error, MemoryError | NotImplementedError):
+        raise ImageRejected(Reason.IMAGE_UNDECODABLE, text) from error
+    raise ImageRejected(Reason.IMAGE_CORRUPT, text) from error
+
+
+def _is_cut_short(kind: str, data: bytes) -> bool:
+    """Whether a file that could not be opened is a beginning of one: its own lengths point past its end."""
+    if kind == "WEBP":
+        return len(data) < 12 or struct.unpack("<I", data[4:8])[0] + 8 > len(data)
+    if kind == "JPEG":
+        place = 2
+        while place + 4 <= len(data) and data[place] == 0xFF:
+            place += 2 + int(struct.unpack(">H", data[place + 2 : place + 4])[0])
+        return place + 4 > len(data)
+    return kind == "PNG" and len(data) < 33  # signature and IHDR
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # broken EXIF says nothing about the pixels: upright is all that can be assumed
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _shop_rgb(image: Image.Image) -> Image.Image:
+    """Convert a loaded image to RGB as a person would see it on a white page."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _from_16_bits(image)
+    if image.mode == "F":
+        raise ImageRejected(Reason.IMAGE_UNSUPPORTED_FORMAT, "floating-point pixels have no defined white")
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        # Pillow takes every CMYK JPEG for an inverted one, as Adobe writes them; without Adobe's marker none is.
+        image = Image.frombytes("CMYK", image.size, bytes(255 - np.asarray(image)))
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Grey levels 0 to 65535 to 0 to 255, rounded; a level that is marked transparent becomes white."""
+    levels = np.asarray(image).astype(np.int64)
+    if levels.min() < 0 or levels.max() > 65_535:
+        raise ImageRejected(Reason.IMAGE_UNSUPPORTED_FORMAT, "32-bit grey levels have no defined white")
+    grey = ((levels * 255 + 32_767) // 65_535).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[levels == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+_quiet_lock = threading.Lock()
+_quiet_depth = 0
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Silence warnings that Pillow's modules raise about the image in hand, from any number of threads.
+
+    `warnings.catch_warnings` swaps a process-wide list and is not safe on threads. Here one filter, for Pillow's
+    modules alone, stands while any thread decodes, and is taken out by the last one.
+    """
+    global _quiet_depth
+    with _quiet_lock:
+        _quiet_depth += 1
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        rule = warnings.filters[0]
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if _quiet_depth == 0 and rule in warnings.filters:
+                warnings.filters.remove(rule)  # type: ignore[attr-defined]

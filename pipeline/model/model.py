@@ -1,0 +1,247 @@
+"""A loaded model: texts and images in, unit vectors out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.errors import ImageRejected, InputRejected, ModelError
+from pipeline.model.identity import DTYPES, ModelCard
+from pipeline.model.preprocess import PixelRecipe, PreparedImage
+from pipeline.model.tokens import TokenBatch, pack
+from pipeline.records import ImageLimits, Reason
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+ImageSource = bytes | Image.Image | os.PathLike[str]
+
+TOKEN_BUDGET = {"cpu": 4_096, "cuda": 65_536}
+"""Tokens in one batch of texts, padding included."""
+
+IMAGE_BATCH = {"cpu": 16, "cuda": 256}
+"""Images in one batch."""
+
+
+class Tokenizer(Protocol):
+    """What a model needs of a tokenizer."""
+
+    def tokenize(self, texts: Sequence[str], *, max_tokens: int | None = None) -> TokenBatch:
+        """Texts to ids; raises InputRejected for a blank one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextCounts:
+    """What went through the text tower since loading; `n_tokens` holds no padding."""
+
+    n_texts: int = 0
+    n_truncated: int = 0
+    n_tokens: int = 0
+    n_padding: int = 0
+
+
+class Model:
+    """Two towers behind four methods. `prepare_image` and `tokenize` are safe on threads.
+
+    Made by `load_model`.
+
+    Attributes:
+        card: who the model is.
+        name: as it was asked for.
+        dim: D, the length of a vector.
+        model_id: identity of weights, config, tokenizer and preprocessing.
+        fingerprint: identity of the vectors: `model_id`, compute dtype and numerics.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        *,
+        text_tower: nn.Module | None,
+        image_tower: nn.Module | None,
+        tokenizer: Tokenizer,
+        pad_token_id: int,
+        recipe: PixelRecipe,
+        limits: ImageLimits,
+        device: torch.device,
+    ) -> None:
+        self.card, self.name, self.dim = card, card.name, card.dim
+        self.model_id, self.fingerprint = card.model_id, card.fingerprint
+        self.device, self.dtype = device, DTYPES[card.options.dtype]
+        self._towers = {"text": text_tower, "image": image_tower}
+        self._forward: dict[str, Callable[[Tensor], Tensor]] = {k: t for k, t in self._towers.items() if t is not None}
+        self._tokenizer, self._pad_token_id = tokenizer, pad_token_id
+        self.recipe, self._limits = recipe, limits
+        self._mean = torch.tensor(recipe.mean, device=device)[:, None, None]  # (3, 1, 1)
+        self._std = torch.tensor(recipe.std, device=device)[:, None, None]
+        self._counts, self._counts_lock = TextCounts(), threading.Lock()
+
+    @property
+    def text_tower(self) -> nn.Module:
+        """(B, T) int64 ids to (B, D) float32, before normalisation."""
+        return self._tower("text")
+
+    @property
+    def image_tower(self) -> nn.Module:
+        """(B, 3, H, W) pixels to (B, D) float32, before normalisation."""
+        return self._tower("image")
+
+    @property
+    def text_counts(self) -> TextCounts:
+        """Running counts since loading."""
+        return self._counts
+
+    def has_tower(self, kind: str) -> bool:
+        """Whether the `text` or `image` tower was loaded."""
+        return self._towers[kind] is not None
+
+    def embed_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Embed texts.
+
+        Returns:
+            float32 (B, D), unit L2 norm, rows in input order.
+
+        Raises:
+            InputRejected: `text_empty` for an empty or blank text; `vector_not_finite` where arithmetic overflowed.
+        """
+        return _finite(self.embed_tokens(self.tokenize(texts)), "text", InputRejected)
+
+    def embed_images(self, images: Sequence[ImageSource]) -> FloatArray:
+        """Embed encoded images, Pillow images or paths of image files.
+
+        Returns:
+            float32 (B, D), unit L2 norm, rows in input order.
+
+        Raises:
+            ImageRejected: an image that cannot or should not be embedded, with its place in the list.
+        """
+        crops = np.empty((len(images), self.recipe.size, self.recipe.size, 3), np.uint8)
+        for index, image in enumerate(images):
+            try:
+                crops[index] = self.prepare_image(_read(image)).crop
+            except ImageRejected as error:
+                raise ImageRejected(error.reason, f"image {index}: {error.detail}") from error
+        return _finite(self.embed_crops(crops), "image", ImageRejected)
+
+    def tokenize(self, texts: Sequence[str], *, max_tokens: int | None = None) -> TokenBatch:
+        """Texts to token ids, cut at `max_tokens`, by default the model's.
+
+        Raises:
+            InputRejected: `text_empty` for an empty or blank text.
+        """
+        return self._tokenizer.tokenize(texts, max_tokens=max_tokens)
+
+    def prepare_image(self, data: bytes | Image.Image, *, thumbnail: bool = False) -> PreparedImage:
+        """Decode, resize and crop one image.
+
+        Raises:
+            ImageRejected: with the reason.
+        """
+        return self.recipe.prepare(data, limits=self._limits, thumbnail=thumbnail)
+
+    def embed_tokens(self, batch: TokenBatch) -> FloatArray:
+        """Embed token ids, sorted by length and packed by a token budget, so that little is padding.
+
+        Returns:
+            float32 (B, D), unit L2 norm, rows in input order. A row whose numbers overflowed is NaN.
+        """
+        self._tower("text")
+        lengths = [len(ids) for ids in batch.ids]
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        out, n_cells = [], 0
+        for start, end in pack([lengths[index] for index in order], TOKEN_BUDGET[self.device.type]):
+            rows = [batch.ids[index] for index in order[start:end]]
+            padded = np.full((len(rows), len(rows[-1])), self._pad_token_id, np.int64)  # (B, T)
+            for row, ids in zip(padded, rows, strict=True):
+                row[: len(ids)] = ids
+            n_cells += padded.size
+            out.append(self._run("text", self._to_device(padded)))
+        self._count(batch, n_cells)
+        vectors = self._gather(out)
+        in_order = np.empty_like(vectors)
+        in_order[order] = vectors
+        return in_order
+
+    def embed_crops(self, crops: np.ndarray[Any, np.dtype[np.uint8]]) -> FloatArray:
+        """Embed prepared images; they travel to the device as bytes and are normalised there, in float32.
+
+        Args:
+            crops: uint8 (B, size, size, 3).
+
+        Returns:
+            float32 (B, D), unit L2 norm, rows in input order. A row whose numbers overflowed is NaN.
+        """
+        self._tower("image")
+        step = IMAGE_BATCH[self.device.type]
+        out = [self._run("image", self.pixels(crops[at : at + step])) for at in range(0, len(crops), step)]
+        return self._gather(out)
+
+    def pixels(self, crops: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+        """Normalise uint8 (B, H, W, 3) to (B, 3, H, W) in the model's dtype, on its device."""
+        raw = self._to_device(np.ascontiguousarray(crops)).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        return ((raw.float() / 255 - self._mean) / self._std).to(self.dtype)
+
+    def reset_counts(self) -> None:
+        """Begin counting anew."""
+        with self._counts_lock:
+            self._counts = TextCounts()
+
+    def replace_forward(self, kind: str, forward: Callable[[Tensor], Tensor]) -> None:
+        """Run another callable in a tower's place, such as its compiled form."""
+        self._forward[kind] = forward
+
+    def _tower(self, kind: str) -> nn.Module:
+        tower = self._towers[kind]
+        if tower is None:
+            raise ModelError(f"{self.name} was loaded without its {kind} tower; name it in load_model's towers.")
+        return tower
+
+    def _run(self, kind: str, inputs: Tensor) -> Tensor:
+        with torch.inference_mode():
+            vectors = self._forward[kind](inputs).float()  # (B, D)
+            # A zero or overflowing vector becomes NaN, never a plausible row.
+            return torch.div(vectors, vectors.norm(dim=1, keepdim=True))
+
+    def _to_device(self, array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+        # A non-blocking copy from pinned memory lets the host prepare the next batch meanwhile.
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _gather(self, parts: list[Tensor]) -> FloatArray:
+        if not parts:
+            return np.empty((0, self.dim), np.float32)
+        return np.asarray(torch.cat(parts).cpu().numpy(), dtype=np.float32)
+
+    def _count(self, batch: TokenBatch, n_cells: int) -> None:
+        n_tokens = sum(map(len, batch.ids))
+        with self._counts_lock:
+            old = self._counts
+            self._counts = TextCounts(
+                old.n_texts + len(batch),
+                old.n_truncated + sum(batch.truncated),
+                old.n_tokens + n_tokens,
+                old.n_padding + n_cells - n_tokens,
+            )
+
+
+def _read(image: ImageSource) -> bytes | Image.Image:
+    if not isinstance(image, os.PathLike):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise ImageRejected(Reason.IMAGE_NOT_FOUND, f"{os.fspath(image)} cannot be read ({error.strerror})") from error
+
+
+def _finite(vectors: FloatArray, kind: str, rejected: type[InputRejected]) -> FloatArray:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise rejected(Reason.VECTOR_NOT_FINITE, f"{kind} {bad[0]} gave a vector that is not finite")
+    return vectors
