@@ -1,0 +1,93 @@
+"""Embed a catalog into LanceDB tables and release them: `python -m jobs.backfill --catalog DIR --db DB --model demo`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.cli import add_log_level, run_job, start_log
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m jobs.backfill",
+        description="Embed the products of a catalog and release them. Products of the catalog are added or replaced, "
+        "others stay; inputs that did not change keep their vectors.",
+        epilog="exit codes: 0 released, or nothing to do; 1 it ran, but not everything, or the release was refused; "
+        "2 wrong arguments, config, model, catalog or cluster, and nothing was written",
+    )
+    add_run_arguments(result)
+    result.add_argument("--limit", type=_positive, metavar="N", help="only the first N products, for a trial run")
+    result.add_argument("--fresh", action="store_true", help="embed every input again, though its vector is known")
+    return result
+
+
+def add_run_arguments(result: argparse.ArgumentParser) -> None:
+    """What backfill and reindex share."""
+    result.add_argument("--catalog", required=True, help="folder, file, glob or object-store prefix of Parquet files")
+    result.add_argument("--db", required=True, help="folder or object-store prefix of the LanceDB tables")
+    result.add_argument(
+        "--model", required=True, help="`demo`, a model folder, or a hub id such as jinaai/jina-clip-v1"
+    )
+    result.add_argument("--config", metavar="FILE.toml", help="settings; see README.md, Settings")
+    result.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as pool.gpus=2")
+    result.add_argument("--json", action="store_true", help="end with one JSON object on standard output")
+    add_log_level(result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    start_log(arguments.log_level)
+
+    def job() -> Mapping[str, Any]:
+        from pipeline.config import load_config
+        from pipeline.run.backfill import backfill
+
+        config = load_config(
+            arguments.config,
+            arguments.set,
+            catalog_uri=arguments.catalog,
+            db=arguments.db,
+            model_name=arguments.model,
+        )
+        result = backfill(config, limit=arguments.limit, fresh=arguments.fresh)
+        if not arguments.json:
+            print(summary(result))
+        return result
+
+    return run_job(job, as_json=arguments.json)
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The report as a few lines for people."""
+    lines = [
+        f"products   {result['products']:,}",
+        f"inputs     {result['inputs']:,} = {result['texts']:,} texts + {result['images']:,} images",
+        f"           {result['embedded']:,} embedded, {result['reused']:,} reused, {result['rejected']:,} rejected",
+    ]
+    if result["reasons"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in result["reasons"].items())
+        lines.append(f"rejects    {reasons} (whole rows: {result['rejected_rows']:,})")
+    if result["truncated_texts"]:
+        lines.append(f"truncated  {result['truncated_texts']:,} texts are longer than model.max_tokens")
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["run_seconds"].items())
+    lines.append(f"time       {result['seconds']:.1f} s: {stages}")
+    if result["released"]:
+        lines.append(f"release    {result['release']} in {result['db']}")
+    else:
+        lines.append(f"release    {result['release']} stays: nothing changed")
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("takes a number from 1")
+    return number
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

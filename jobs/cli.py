@@ -1,0 +1,68 @@
+"""What every job's command line shares: the common arguments, the log, and errors as one sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline.errors import MissingExtra, TwotowerError
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def add_log_level(parser: argparse.ArgumentParser) -> None:
+    """The `--log-level` of every job."""
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="how much is told on standard error")
+
+
+def start_log(level: str) -> None:
+    """Send the project's own log to standard error; other libraries speak from warnings up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
+    for name in ("pipeline", "jobs"):
+        log = logging.getLogger(name)
+        log.handlers[:] = [handler]
+        log.propagate = False
+        log.setLevel(level.upper())
+
+
+def run_job(job: Callable[[], Mapping[str, Any] | None], *, as_json: bool = False) -> int:
+    """Run a job's body and turn what comes of it into an exit code.
+
+    Args:
+        job: the body; with `as_json` the mapping it returns becomes the last line of standard output.
+        as_json: print the result, or the error, as one JSON object.
+
+    Returns:
+        The result's `exit_code` if it has one, else 0; for an error its own code, with its sentence on standard error.
+    """
+    try:
+        result = dict(job() or {})
+    except TwotowerError as error:
+        return fail(error, as_json=as_json)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("pipeline", "jobs"):
+            raise
+        return fail(
+            MissingExtra(f"the package {package} is not installed: pip install 'twotower[embed]'"), as_json=as_json
+        )
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away, as `| head` does; there is no one left to tell
+        return 1
+    code = int(result.pop("exit_code", 0))
+    if as_json:
+        print(json.dumps(result, default=str), flush=True)
+    return code
+
+
+def fail(error: TwotowerError, *, as_json: bool) -> int:
+    """Tell an error, and give its exit code."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
+    return error.exit_code

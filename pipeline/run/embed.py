@@ -1,0 +1,373 @@
+"""Products in, vectors and rejects out: the plain class that an actor wraps, and a partition's way through it."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.catalog.fetch import Fetcher
+from pipeline.catalog.partitions import Catalog, Partition
+from pipeline.catalog.products import RowPlan, read_products
+from pipeline.errors import InputRejected
+from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
+from pipeline.run.staging import EmbeddedInput, StagedWriter, staged_schema
+from pipeline.store.tables import Database, vectors_by_sha256
+
+_PREPARED_BATCHES = 2
+_NORM_TOLERANCE = 1e-3
+_TIMING = threading.Lock()
+STAGES = ("read", "fetch", "decode", "tokenise", "towers", "write")
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """What an embedder is made of; it travels to the actors."""
+
+    model_name: str
+    dtype: str = "float32"
+    device: str = "cpu"
+    revision: str | None = None
+    max_tokens: int = 512
+    preprocessing: str = "shop"
+    jpeg_draft: bool = False
+    compile: bool = False
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    decode_threads: int = 1
+    torch_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ReuseSource:
+    """The released tables whose vectors have this run's fingerprint."""
+
+    db: str
+    products_version: int
+    images_version: int
+
+
+@dataclass
+class Progress:
+    """Counts and stage seconds, as they grow; decode and fetch seconds are summed over threads."""
+
+    rows: int = 0
+    products: int = 0
+    texts: int = 0
+    images: int = 0
+    embedded: int = 0
+    reused: int = 0
+    rejected: int = 0
+    rejected_rows: int = 0
+    truncated_texts: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's wall time to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with _TIMING:
+                self.seconds[stage] += time.perf_counter() - start
+
+    def counts(self) -> dict[str, int]:
+        """The counts alone."""
+        return {name: value for name, value in vars(self).items() if name != "seconds"}
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An input on its way: its bytes' hash, and the work that was begun for it."""
+
+    product_id: str
+    row: int
+    kind: str
+    ordinal: int | None
+    sha256: str | None
+    text: str | None = None
+    decoded: Future[Any] | None = None
+    rejection: InputRejected | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of an input's content: its vector, or why it was rejected."""
+
+    vector: np.ndarray | None
+    width_px: int = 0
+    height_px: int = 0
+    thumbnail: bytes | None = None
+    rejection: InputRejected | None = None
+
+
+class Embedder:
+    """Both towers around a decode pool. Its vectors do not depend on how inputs are batched, up to float rounding.
+
+    Args:
+        settings: the model and how it runs; loading it checks its canaries.
+        images_root: where references in the images column point.
+        reuse: released tables to take equal inputs' vectors from, or None.
+
+    Raises:
+        ModelError: the model is not what it claims to be.
+    """
+
+    def __init__(self, settings: EmbedSettings, images_root: str, reuse: ReuseSource | None = None) -> None:
+        import torch
+
+        from pipeline.model import load_model
+
+        if settings.torch_threads is not None:
+            torch.set_num_threads(settings.torch_threads)
+        self.model = load_model(
+            settings.model_name,
+            device=settings.device,
+            dtype=settings.dtype,
+            preprocessing=settings.preprocessing,  # type: ignore[arg-type]  # checked by the config
+            max_tokens=settings.max_tokens,
+            jpeg_draft=settings.jpeg_draft,
+            compile=settings.compile,
+            revision=settings.revision,
+            limits=settings.limits,
+        )
+        self.progress = Progress()
+        self._fetcher = Fetcher(images_root, settings.limits)
+        self._reuse = reuse
+        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._known: dict[tuple[str, str], _Known] = {}
+        self._begun: set[tuple[str, str]] = set()
+
+    def embed(self, products: Sequence[Product]) -> tuple[list[EmbeddedInput], list[Rejected]]:
+        """Every text and image of the products, each either embedded or rejected.
+
+        Returns:
+            Inputs with their float32 (D,) unit vectors, and rejects, in the products' order within each list.
+        """
+        return self.finish(self.prepare(products))
+
+    def forget(self) -> None:
+        """Forget the inputs seen so far: equal inputs are embedded once between two calls."""
+        self._known.clear()
+        self._begun.clear()
+
+    def prepare(self, products: Sequence[Product]) -> list[_Pending]:
+        """Fetch, hash and begin to decode; safe to run in another thread than `finish`, one batch ahead."""
+        loads = [
+            (product, image, self._threads.submit(self._load, image))
+            for product in products
+            for image in product.images
+        ]
+        pending = [_pending_text(product) for product in products if product.text is not None]
+        data: dict[int, bytes] = {}
+        for product, image, load in loads:
+            item = _Pending(product.product_id, product.row, "image", image.ordinal, None)
+            try:
+                loaded, item.sha256 = load.result()
+                data[id(item)] = loaded
+            except InputRejected as rejection:
+                item.rejection = rejection
+            pending.append(item)
+        self._look_up(pending)
+        for item in pending:
+            if item.rejection is None and (item.kind, item.sha256 or "") not in self._begun:
+                self._begun.add((item.kind, item.sha256 or ""))
+                if item.kind == "image":
+                    item.decoded = self._threads.submit(self._decode, data[id(item)])
+            elif item.kind == "text":
+                item.text = None if item.rejection is None else item.text
+        return pending
+
+    def finish(self, pending: Sequence[_Pending]) -> tuple[list[EmbeddedInput], list[Rejected]]:
+        """Run both towers over what was begun, and give every input its vector or its rejection."""
+        fresh = self._embed_texts(pending) | self._embed_images(pending)
+        inputs: list[EmbeddedInput] = []
+        rejects: list[Rejected] = []
+        for item in pending:
+            known = self._known[item.kind, item.sha256 or ""] if item.rejection is None else None
+            rejection = item.rejection or (known.rejection if known else None)
+            if known is None or rejection is not None or known.vector is None:
+                assert rejection is not None
+                reason = Reason(rejection.reason)
+                rejects.append(
+                    Rejected(item.product_id, item.row, item.kind, reason, rejection.detail, item.ordinal, item.sha256)
+                )
+                continue
+            is_reused = id(item) not in fresh
+            inputs.append(
+                EmbeddedInput(
+                    item.product_id, item.row, item.kind, item.ordinal, item.sha256 or "", known.vector,
+                    known.width_px, known.height_px, known.thumbnail, is_reused,
+                )
+            )  # fmt: skip
+            self.progress.embedded += not is_reused
+            self.progress.reused += is_reused
+        texts = sum(item.kind == "text" for item in pending)
+        self.progress.texts += texts
+        self.progress.images += len(pending) - texts
+        self.progress.rejected += len(rejects)
+        return inputs, rejects
+
+    def _load(self, image: ImageInput) -> tuple[bytes, str]:
+        """The image's bytes and their hash."""
+        if image.data is None:
+            raise InputRejected(Reason.IMAGE_NULL, "the element is null")
+        with self.progress.timed("fetch"):
+            data = self._fetcher.fetch(image.data) if isinstance(image.data, str) else image.data
+            return data, hashlib.sha256(data).hexdigest()
+
+    def _decode(self, data: bytes) -> Any:
+        with self.progress.timed("decode"):
+            return self.model.prepare_image(data, thumbnail=True)
+
+    def _look_up(self, pending: Sequence[_Pending]) -> None:
+        """Take over vectors of the released tables for inputs that were not met yet."""
+        if self._reuse is None:
+            return
+        for kind, table, version, column, fields in (
+            ("text", "products", self._reuse.products_version, "text_sha256", ["text_vector"]),
+            ("image", "images", self._reuse.images_version, "sha256", ["vector", "width_px", "height_px", "thumbnail"]),
+        ):
+            wanted = {i.sha256 for i in pending if i.kind == kind and i.sha256 and (kind, i.sha256) not in self._begun}
+            if not wanted:
+                continue
+            with self.progress.timed("read"):
+                found = vectors_by_sha256(Database(self._reuse.db), table, version, column, sorted(wanted), fields)
+            for row in found.to_pylist():
+                vector = np.asarray(row.pop(fields[0]), dtype=np.float32)
+                sha256 = row.pop(column)
+                self._known[kind, sha256] = _Known(vector, **row)
+                self._begun.add((kind, sha256))
+
+    def _embed_texts(self, pending: Sequence[_Pending]) -> set[int]:
+        """Embed the texts that are new; returns the ids of their items."""
+        items = [i for i in pending if i.kind == "text" and i.text is not None and i.rejection is None]
+        if not items:
+            return set()
+        with self.progress.timed("tokenise"):
+            tokens = self.model.tokenize([str(item.text) for item in items])
+            self.progress.truncated_texts += int(sum(tokens.truncated))
+        with self.progress.timed("towers"):
+            vectors = self.model.embed_tokens(tokens)
+        for item, vector in zip(items, vectors, strict=True):
+            self._known["text", item.sha256 or ""] = _checked(vector, _Known(vector))
+        return {id(item) for item in items}
+
+    def _embed_images(self, pending: Sequence[_Pending]) -> set[int]:
+        """Embed the images that are new; returns the ids of their items."""
+        items: list[_Pending] = []
+        prepared: list[Any] = []
+        for item in pending:
+            if item.decoded is None:
+                continue
+            try:
+                prepared.append(item.decoded.result())
+                items.append(item)
+            except InputRejected as rejection:
+                self._known["image", item.sha256 or ""] = _Known(None, rejection=rejection)
+            item.decoded = None
+        if not items:
+            return set()
+        with self.progress.timed("towers"):
+            vectors = self.model.embed_crops(np.stack([image.crop for image in prepared]))
+        for item, image, vector in zip(items, prepared, vectors, strict=True):
+            known = _Known(vector, image.width_px, image.height_px, image.thumbnail)
+            self._known["image", item.sha256 or ""] = _checked(vector, known)
+        return {id(item) for item in items}
+
+
+@dataclass(frozen=True)
+class PartitionResult:
+    """What became of a partition: its staged file, and the counts that must add up."""
+
+    name: str
+    path: str
+    sha256: str
+    counts: Mapping[str, int]
+    seconds: Mapping[str, float]
+    wall_s: float
+
+
+def stage_partition(
+    embedder: Embedder, catalog: Catalog, partition: Partition, plan: RowPlan, path: str
+) -> PartitionResult:
+    """Read, embed and stage one partition; reading and decoding run one batch ahead of the towers."""
+    start = time.perf_counter()
+    embedder.forget()
+    progress = embedder.progress
+    counts_before, seconds_before = progress.counts(), dict(progress.seconds)
+    schema = staged_schema(embedder.model.dim, catalog.carried)
+    with StagedWriter(path, schema, catalog.carried) as writer:
+        for products, row_rejects, pending in _prepared(embedder, catalog, partition, plan):
+            inputs, rejects = embedder.finish(pending)
+            with progress.timed("write"):
+                writer.write(products, inputs, [*row_rejects, *rejects])
+            progress.products += sum(product.is_first for product in products)
+            progress.rows += len(products) + len(row_rejects)
+            progress.rejected_rows += len(row_rejects)
+    counts = {name: value - counts_before[name] for name, value in progress.counts().items()}
+    seconds = {name: value - seconds_before[name] for name, value in progress.seconds.items()}
+    return PartitionResult(partition.name, path, writer.sha256, counts, seconds, time.perf_counter() - start)
+
+
+def _prepared(
+    embedder: Embedder, catalog: Catalog, partition: Partition, plan: RowPlan
+) -> Iterator[tuple[list[Product], list[Rejected], list[_Pending]]]:
+    """Batches read and prepared by a thread of their own, a bounded number ahead."""
+    batches: queue.Queue[Any] = queue.Queue(_PREPARED_BATCHES)
+    is_over = threading.Event()
+
+    def put(item: object) -> None:
+        while not is_over.is_set():
+            try:
+                batches.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def produce() -> None:
+        try:
+            reader = read_products(catalog, partition, plan)
+            while not is_over.is_set():
+                with embedder.progress.timed("read"):
+                    batch = next(reader, None)
+                if batch is None:
+                    return put(None)
+                put((*batch, embedder.prepare(batch[0])))
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=produce, name="reader", daemon=True)
+    thread.start()
+    try:
+        while (item := batches.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _pending_text(product: Product) -> _Pending:
+    text = product.text or ""
+    item = _Pending(product.product_id, product.row, "text", None, hashlib.sha256(text.encode()).hexdigest(), text)
+    if not text:
+        item.rejection = InputRejected(Reason.TEXT_EMPTY, "title and description hold nothing but white space")
+    return item
+
+
+def _checked(vector: np.ndarray, known: _Known) -> _Known:
+    """The content, or its rejection where the tower's answer is not a unit vector."""
+    norm = float(np.linalg.norm(vector))
+    if abs(norm - 1.0) <= _NORM_TOLERANCE:  # false for NaN too
+        return known
+    return _Known(None, rejection=InputRejected(Reason.VECTOR_NOT_FINITE, f"the tower gave a vector of norm {norm}"))

@@ -1,0 +1,276 @@
+"""A product's vectors to its text, image and average vector: buckets of staged rows in, rows of the tables out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.paths import resolve
+from pipeline.records import Reason
+from pipeline.run.staging import METADATA, read_staged
+from pipeline.store.schemas import images_schema, products_schema, rejects_schema
+
+_KEYS = ("kind", "product_id", "row", "ordinal", "sha256", "vector", "reason")
+_REJECTS = ("product_id", "row", "kind", "ordinal", "sha256", "reason", "detail")
+_SMALLEST_NORM = 1e-12
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A staged file and the partition that it came from."""
+
+    path: str
+    partition: str
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How products are made: what all buckets of a run share."""
+
+    dim: int
+    carried: tuple[pa.Field, ...]
+    text_weight: float
+    has_ordinals: bool
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What a bucket gives.
+
+    Attributes:
+        products: rows of the products table, sorted by product_id.
+        ids: every product id that the bucket holds, those without a usable input included.
+        empty: (product_id, partition, row) of products without a single input.
+        ordinals: partition, row and ordinal of images that their hash puts in place; None where the catalog does.
+    """
+
+    products: pa.Table
+    ids: pa.Array
+    empty: list[tuple[str, str, int]]
+    ordinals: pa.Table | None
+
+
+def read_bucket(sources: Sequence[Staged], carried: Sequence[pa.Field], bucket: int = 0, buckets: int = 1) -> pa.Table:
+    """The staged rows of one bucket's products, without thumbnails; a product is wholly in one bucket."""
+    columns = [*_KEYS, *METADATA, *(f"carried.{field.name}" for field in carried)]
+    tables = []
+    for source in sources:
+        for batch in read_staged(source.path, columns):
+            table = pa.Table.from_batches([batch])
+            table = table.filter(pc.is_valid(table.column("product_id")))
+            if buckets > 1:
+                table = table.filter(pa.array(bucket_of(table.column("product_id"), buckets) == bucket))
+            if table.num_rows:
+                name = pa.array([source.partition] * table.num_rows, pa.string()).dictionary_encode()
+                tables.append(table.append_column("partition", name))
+    return pa.concat_tables(tables).unify_dictionaries() if tables else pa.table({})
+
+
+def bucket_of(product_ids: pa.ChunkedArray, buckets: int) -> np.ndarray:
+    """int64 (N,): the bucket of each id, by a hash that is the same in every process."""
+    digests = [hashlib.blake2b(i.encode(), digest_size=8).digest() for i in product_ids.to_pylist()]
+    return np.frombuffer(b"".join(digests), dtype=np.uint64).astype(np.uint64) % np.uint64(buckets)
+
+
+def reduce_products(rows: pa.Table, how: Reduction) -> Reduced:
+    """Average each product's unit vectors.
+
+    image_vector = unit(mean of the product's unit image vectors); avg_vector = unit(w * text_vector + (1 - w) *
+    image_vector). A product with one modality has null for the other, and its average is the vector it has. Sums are
+    taken in float64 in the order of the ordinals, so that the same inputs give the same bits.
+
+    Args:
+        rows: staged rows from `read_bucket`, in any order.
+        how: dimension, weights and carried columns.
+    """
+    schema = products_schema(how.dim, how.carried)
+    if not rows.num_rows:
+        return Reduced(schema.empty_table(), pa.array([], pa.string()), [], None)
+    ids = pc.unique(rows.column("product_id")).sort()
+    codes = pc.index_in(rows.column("product_id"), ids).to_numpy().astype(np.int64)
+    kinds = rows.column("kind").to_numpy()
+    is_good = pc.is_null(rows.column("reason")).to_numpy()
+    texts = np.flatnonzero((kinds == "text") & is_good)
+    images, ordinals = _order_images(rows, codes, kinds, is_good, how.has_ordinals)
+    text_vectors, has_text = _means(rows, texts, codes, len(ids), how.dim)
+    image_vectors, has_image = _means(rows, images, codes, len(ids), how.dim)
+    average, has_average = _average(text_vectors, has_text, image_vectors, has_image, how.text_weight)
+    meta = _first_of(np.flatnonzero((kinds == "row") & is_good), codes, len(ids))
+    taken = rows.take(pa.array(meta, mask=meta < 0))
+    sha256 = rows.column("sha256")
+    text_of = _first_of(texts, codes, len(ids))
+    counts = np.bincount(codes[images], minlength=len(ids))
+    image_hashes = pa.ListArray.from_arrays(
+        pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), sha256.take(pa.array(images)).combine_chunks()
+    )
+    columns: dict[str, Any] = {
+        "product_id": ids,
+        **{name: taken.column(name) for name in METADATA},
+        **{field.name: taken.column(f"carried.{field.name}") for field in how.carried},
+        "text_vector": _vectors(text_vectors, has_text),
+        "image_vector": _vectors(image_vectors, has_image),
+        "avg_vector": _vectors(average, has_average),
+        "n_images": pa.array(counts, pa.int32()),
+        "has_text": pa.array(has_text),
+        "text_sha256": sha256.take(pa.array(text_of, mask=text_of < 0)),
+        "images_sha256": image_hashes,
+        "partition": taken.column("partition").cast(pa.string()),
+    }
+    products = pa.Table.from_arrays(
+        [_flat(columns[name]).cast(schema.field(name).type) for name in schema.names], schema=schema
+    )
+    n_inputs = np.bincount(codes[kinds != "row"], minlength=len(ids))
+    has_bad_row = np.bincount(codes[(kinds == "row") & ~is_good], minlength=len(ids)) > 0
+    no_input = np.flatnonzero((n_inputs == 0) & (meta >= 0) & ~has_bad_row)
+    empty = [
+        (ids[i].as_py(), taken.column("partition")[i].as_py(), taken.column("row")[i].as_py())
+        for i in no_input.tolist()
+    ]
+    return Reduced(products.filter(pa.array(has_text | has_image)), ids, empty, ordinals)
+
+
+def image_rows(source: Staged, dim: int, ordinals: Mapping[int, int] | None) -> Iterator[pa.RecordBatch]:
+    """Rows of the images table from a staged file; `ordinals` by row where the catalog gives none."""
+    schema = images_schema(dim)
+    columns = [
+        "kind",
+        "product_id",
+        "row",
+        "ordinal",
+        "sha256",
+        "vector",
+        "width_px",
+        "height_px",
+        "thumbnail",
+        "reason",
+    ]
+    for batch in read_staged(source.path, columns):
+        is_image = pc.and_(pc.equal(batch.column("kind"), "image"), pc.is_null(batch.column("reason")))
+        rows = pa.Table.from_batches([batch]).filter(is_image)
+        if not rows.num_rows:
+            continue
+        places = rows.column("ordinal")
+        if ordinals is not None:
+            places = pa.chunked_array([pa.array([ordinals[row] for row in rows.column("row").to_pylist()], pa.int32())])
+        image_ids = pc.binary_join_element_wise(rows.column("product_id"), places.cast(pa.string()), "/")
+        rows = rows.drop_columns(["ordinal"]).append_column("ordinal", places).append_column("image_id", image_ids)
+        yield from rows.select(schema.names).cast(schema).combine_chunks().to_batches()
+
+
+def reject_rows(source: Staged, ordinals: Mapping[int, int] | None, run_id: str) -> pa.Table:
+    """Rows of the rejects table from a staged file."""
+    schema = rejects_schema()
+    found: list[dict[str, Any]] = []
+    for batch in read_staged(source.path, _REJECTS):
+        for row in batch.filter(pc.is_valid(batch.column("reason"))).to_pylist():
+            kind, ordinal = row.pop("kind"), row.pop("ordinal")
+            if kind == "image" and ordinals is not None:
+                ordinal = ordinals.get(row["row"], ordinal)
+            name = kind if kind != "image" else f"image/{ordinal}"
+            found.append({**row, "input": name, "partition": source.partition, "run_id": run_id, "attempts": 1})
+    return pa.Table.from_pylist(found, schema=schema)
+
+
+def empty_product_rejects(empty: Sequence[tuple[str, str, int]], run_id: str) -> pa.Table:
+    """Rows of the rejects table for products that have neither text nor image."""
+    rows = [
+        {
+            "product_id": product_id, "row": row, "input": "row", "reason": str(Reason.NO_TEXT_AND_NO_IMAGE),
+            "detail": "title and description are null and there is no image", "partition": partition,
+            "sha256": None, "run_id": run_id, "attempts": 1,
+        }
+        for product_id, partition, row in empty
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=rejects_schema())
+
+
+def content_digest(products: pa.Table) -> int:
+    """A number that is the same for the same products in any order: the sum of their rows' hashes, vectors left out.
+
+    Vectors follow from the hashes, the fingerprint and the average weight, which a release records apart.
+    """
+    left_out = ("text_vector", "image_vector", "avg_vector", "partition")
+    names = [name for name in products.schema.names if name not in left_out]
+    total = 0
+    for batch in products.select(names).to_batches(max_chunksize=8192):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            total += int.from_bytes(hashlib.blake2b(repr(row).encode(), digest_size=16).digest(), "little")
+    return total % (1 << 128)
+
+
+def write_table(path: str, table: pa.Table) -> None:
+    """Write a small table of a run's own as Parquet."""
+    filesystem, inside = resolve(path)
+    with filesystem.open_output_stream(inside) as sink:
+        pq.write_table(table, sink)
+
+
+def _order_images(
+    rows: pa.Table, codes: np.ndarray, kinds: np.ndarray, is_good: np.ndarray, has_ordinals: bool
+) -> tuple[np.ndarray, pa.Table | None]:
+    """Indices of the good images by product and place; and the places, where the hash decides them."""
+    images = np.flatnonzero(kinds == "image")
+    if has_ordinals:
+        ordinals = rows.column("ordinal").take(pa.array(images)).to_numpy()
+        images = images[np.lexsort((ordinals, codes[images]))]
+        return images[is_good[images]], None
+    hashes = rows.column("sha256").take(pa.array(images)).fill_null("~").to_numpy().astype(str)  # "~" sorts last
+    partitions = rows.column("partition").cast(pa.string()).take(pa.array(images)).to_numpy().astype(str)
+    row = rows.column("row").take(pa.array(images)).to_numpy()
+    order = np.lexsort((row, partitions, hashes, codes[images]))
+    images = images[order]
+    starts = np.flatnonzero(np.diff(codes[images], prepend=-1))
+    sizes = np.diff(np.append(starts, len(images)))
+    places = np.arange(len(images)) - np.repeat(starts, sizes)
+    table = pa.table({"partition": partitions[order], "row": row[order], "ordinal": pa.array(places, pa.int32())})
+    return images[is_good[images]], table
+
+
+def _means(rows: pa.Table, indices: np.ndarray, codes: np.ndarray, n: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit mean vector per product, float64 (n, dim), and which products have one. `indices` are sorted by product."""
+    means = np.zeros((n, dim))
+    if not len(indices):
+        return means, np.zeros(n, dtype=bool)
+    indices = indices[np.argsort(codes[indices], kind="stable")]
+    vectors = rows.column("vector").take(pa.array(indices)).combine_chunks().flatten().to_numpy().reshape(-1, dim)
+    present, starts = np.unique(codes[indices], return_index=True)
+    means[present] = np.add.reduceat(vectors.astype(np.float64), starts, axis=0)
+    return _unit(means)
+
+
+def _average(
+    text: np.ndarray, has_text: np.ndarray, image: np.ndarray, has_image: np.ndarray, weight: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weighted average where both are there, else the one that is. A weight of 0 or 1 leaves one modality out."""
+    text_share = np.where(has_text & has_image, weight, has_text.astype(float))[:, None]
+    image_share = np.where(has_text & has_image, 1.0 - weight, has_image.astype(float))[:, None]
+    return _unit(text_share * text + image_share * image)
+
+
+def _unit(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    norms = np.linalg.norm(vectors, axis=1)
+    has_norm = norms > _SMALLEST_NORM
+    return vectors / np.where(has_norm, norms, 1.0)[:, None], has_norm
+
+
+def _first_of(indices: np.ndarray, codes: np.ndarray, n: int) -> np.ndarray:
+    """int64 (n,): each product's first row among `indices`, -1 where it has none."""
+    first = np.full(n, -1, dtype=np.int64)
+    first[codes[indices[::-1]]] = indices[::-1]
+    return first
+
+
+def _vectors(vectors: np.ndarray, is_there: np.ndarray) -> pa.Array:
+    flat = pa.array(vectors.astype(np.float32).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=pa.array(~is_there))
+
+
+def _flat(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
