@@ -1,0 +1,177 @@
+"""Search a released database from the command line: a table, JSON, or a contact sheet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import fail
+from pipeline.errors import QueryError, TwotowerError
+from pipeline.query import Diversify, Searcher
+from pipeline.query.contact_sheet import Section, contact_sheet, visible
+from pipeline.query.filters import parse_where
+from pipeline.query.request import MODES
+from pipeline.records import Hit
+
+_CONDITION = re.compile(r"\s*(?P<column>[^=!<>~]+?)\s*(?P<operator>!=|<=|>=|=|<|>|~)\s*(?P<value>.*)", re.DOTALL)
+_OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "~": "contains"}
+_LABELS = {"text": "query to description", "image": "query to image", "avg": "query to average"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except TwotowerError as error:
+        return fail(error, as_json=arguments.json)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away, as `| head` does; there is no one left to tell
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if (arguments.query is None) == (arguments.image is None):
+        raise QueryError("Give either a query text or --image FILE.")
+    searcher = Searcher.open(arguments.db, release=arguments.release, model=arguments.model, device=arguments.device)
+    diversify = Diversify(arguments.candidates, arguments.clusters) if arguments.diversify else None
+    query = arguments.query if arguments.image is None else arguments.image
+    where = parse_conditions(arguments.where, searcher)
+    results = {
+        mode: searcher.search(
+            query, mode=mode, k=arguments.k, offset=arguments.offset, where=where, diversify=diversify
+        )
+        for mode in (MODES if arguments.mode == "all" else [arguments.mode])
+    }
+    if arguments.sheet:
+        _write_sheet(searcher, str(query), results, diversify, arguments.sheet)
+    if arguments.json:
+        lists = {mode: [_as_json(hit) for hit in hits] for mode, hits in results.items()}
+        print(json.dumps(lists if arguments.mode == "all" else lists[arguments.mode], default=str), flush=True)
+    else:
+        for mode, hits in results.items():
+            print(f"{_LABELS[mode]} ({mode})" + (", diversified" if diversify else ""))
+            print(table(hits, width=shutil.get_terminal_size((110, 24)).columns), end="\n\n", flush=True)
+        if arguments.sheet:
+            print(f"contact sheet: {arguments.sheet}")
+    return 0
+
+
+def parse_conditions(texts: Sequence[str], searcher: Searcher) -> dict[str, Any] | None:
+    """The `where` of conditions such as `price<100`, with values read as their columns' types.
+
+    Raises:
+        QueryError: a text is no condition, or its value is none of the column's.
+    """
+    conditions = []
+    for text in texts:
+        match = _CONDITION.fullmatch(text)
+        if match is None:
+            raise QueryError(f"{text!r} is no condition; write column=value, or one of != < <= > >= ~ in place of =.")
+        column, operator, value = match["column"], _OPERATORS[match["operator"]], match["value"].strip()
+        condition: dict[str, Any] = {column: {operator: value}}
+        for read in (str, _number, _boolean):
+            condition = {column: {operator: read(value)}}
+            try:
+                parse_where(condition, searcher.schema)
+                break
+            except QueryError as error:
+                first = error if read is str else first
+        else:
+            raise first
+        conditions.append(condition)
+    return {"and": conditions} if conditions else None
+
+
+def table(hits: Sequence[Hit], *, width: int) -> str:
+    """Hits as aligned lines at most `width` wide; control characters are written out, never sent to the terminal."""
+    if not hits:
+        return "nothing was found"
+    rows = [["rank", "score", "product_id", "title", "category"]]
+    if has_cluster := any(hit.cluster is not None for hit in hits):
+        rows[0].insert(2, "cluster")
+    for hit in hits:
+        categories = dict.fromkeys(hit.fields.get(name) for name in ("broad_category", "fine_category"))
+        title = hit.fields.get("title") or hit.fields.get("description") or ""
+        row = [str(hit.rank), f"{hit.score:.4f}", visible(hit.product_id), visible(title)]
+        row.append(" > ".join(visible(category) for category in categories if category))
+        if has_cluster:
+            row.insert(2, "-" if hit.cluster is None else str(hit.cluster + 1))
+        rows.append(row)
+    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    spare = width - sum(wide) - 2 * (len(wide) - 1)
+    if spare < 0:
+        wide[-2] = max(16, wide[-2] + spare)
+    lines = ("  ".join(_padded(cell, size) for cell, size in zip(row, wide, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _padded(cell: str, width: int) -> str:
+    return cell.ljust(width) if len(cell) <= width else cell[: width - 1] + "…"
+
+
+def _number(value: str) -> object:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _boolean(value: str) -> object:
+    return {"true": True, "false": False}.get(value.lower(), value)
+
+
+def _as_json(hit: Hit) -> Mapping[str, object]:
+    return {
+        "product_id": hit.product_id,
+        "score": hit.score,
+        "rank": hit.rank,
+        "cluster": hit.cluster,
+        "fields": hit.fields,
+    }
+
+
+def _write_sheet(
+    searcher: Searcher, query: str, results: Mapping[str, Sequence[Hit]], diversify: Diversify | None, path: Path
+) -> None:
+    note = f"diversified: {diversify.candidates} candidates, {diversify.clusters} clusters" if diversify else ""
+    sections = [Section(_LABELS[mode], hits, note) for mode, hits in results.items()]
+    thumbnails = searcher.thumbnails(hit.product_id for hits in results.values() for hit in hits)
+    release = searcher.release
+    about = f"release {release.release} · model {release.model} · {release.created_at:%Y-%m-%d}"
+    contact_sheet(sections, path, query=query, thumbnails=thumbnails, note=about)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.search", description=__doc__)
+    parser.add_argument("query", nargs="?", help="what to look for, in words")
+    parser.add_argument("--db", required=True, help="folder or URI of the database")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="look for what is in this image, in place of words")
+    parser.add_argument("--model", help="a model folder, when the release's own is not at hand")
+    parser.add_argument("--mode", choices=[*MODES, "all"], default="avg", help="what is compared with the query")
+    parser.add_argument("--k", type=int, default=10, help="how many hits")
+    parser.add_argument("--offset", type=int, default=0, help="how many better hits to leave out")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="CONDITION",
+        help="column=value, or != < <= > >= ~ (contains) in place of =; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--diversify", action="store_true", help="show different pictures first")
+    parser.add_argument("--candidates", type=int, default=50, help="how many hits --diversify reorders")
+    parser.add_argument("--clusters", type=int, default=5, help="into how many groups of similar pictures")
+    parser.add_argument("--release", type=int, metavar="N", help="search this release instead of the newest")
+    parser.add_argument("--device", default="cpu", help="where the query is embedded: cpu or cuda")
+    parser.add_argument("--json", action="store_true", help="print a list of hits; for --mode all an object by mode")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a contact sheet too: .html or .png")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
