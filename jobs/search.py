@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from jobs.cli import fail
 from pipeline.errors import QueryError, TwotowerError
 from pipeline.query import Diversify, Searcher
@@ -74,19 +76,24 @@ def parse_conditions(texts: Sequence[str], searcher: Searcher) -> dict[str, Any]
         match = _CONDITION.fullmatch(text)
         if match is None:
             raise QueryError(f"{text!r} is no condition; write column=value, or one of != < <= > >= ~ in place of =.")
-        column, operator, value = match["column"], _OPERATORS[match["operator"]], match["value"].strip()
-        condition: dict[str, Any] = {column: {operator: value}}
-        for read in (str, _number, _boolean):
-            condition = {column: {operator: read(value)}}
-            try:
-                parse_where(condition, searcher.schema)
-                break
-            except QueryError as error:
-                first = error if read is str else first
-        else:
-            raise first
-        conditions.append(condition)
+        conditions.append(
+            _read(match["column"], _OPERATORS[match["operator"]], match["value"].strip(), searcher.schema)
+        )
     return {"and": conditions} if conditions else None
+
+
+def _read(column: str, operator: str, value: str, schema: pa.Schema) -> dict[str, Any]:
+    """The condition with its value as a text, a number or a boolean: the first that the column takes."""
+    refused = QueryError(f"{value!r} cannot be read.")
+    for read in (str, _number, _boolean):
+        condition = {column: {operator: read(value)}}
+        try:
+            parse_where(condition, schema)
+        except QueryError as error:
+            refused = error
+        else:
+            return condition
+    raise refused
 
 
 def table(hits: Sequence[Hit], *, width: int) -> str:
