@@ -134,7 +134,7 @@ def read_jina(folder: Path, options: ModelOptions) -> JinaParts:
     return JinaParts(text, image, recipe, tokenizer)
 
 
-def describe_jina(name: str, folder: Path, options: ModelOptions, parts: JinaParts) -> ModelCard:
+def describe_jina(name: str, folder: Path, options: ModelOptions, parts: JinaParts, *, check_canary: bool) -> ModelCard:
     """Check the weights' header against the towers' own keys and shapes, and say who the model is.
 
     Raises:
@@ -149,4 +149,5 @@ def describe_jina(name: str, folder: Path, options: ModelOptions, parts: JinaPar
     weights.check_tensors(path, {key: at for key, at in header.items() if not weights.is_rope_table(key)}, expected)
     weights.check_rope_tables(path, header, parts.image)
     settings = {**asdict(parts.recipe), "max_tokens": options.max_tokens}
-    return make_card(name, folder, "jina-clip", parts.text.hidden_size, options, settings, header)
+    dim = parts.text.hidden_size
+    return make_card(name, folder, "jina-clip", dim, options, settings, header, check_canary=check_canary)

@@ -102,6 +102,8 @@ def make_card(
     options: ModelOptions,
     settings: Mapping[str, object],
     header: Mapping[str, TensorInfo],
+    *,
+    check_canary: bool,
 ) -> ModelCard:
     """Hash the folder's files, compare them with `canary.json`, and derive the identities.
 
@@ -113,12 +115,13 @@ def make_card(
         options: as they were asked for.
         settings: what preprocessing does, as plain values; `size` among them.
         header: of the weights file.
+        check_canary: compare with `canary.json`; without it the card says that there is none.
 
     Raises:
         ModelError: a file is not the one that `canary.json` records.
     """
     digests = {file: file_digest(folder / file) for file in FILES if (folder / file).is_file()}
-    has_canary = check_digests(folder, digests)
+    has_canary = check_canary and check_digests(folder, digests)
     identity = {
         "weights": digests[WEIGHTS],
         "config": digests[CONFIG],

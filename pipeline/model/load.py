@@ -42,7 +42,7 @@ def describe_model(
     folder = resolve(name, revision)
     if (kind := kind_of(folder)) != "jina-clip":
         raise ModelError(f"{folder} holds a {kind} model, which this version cannot load.")
-    return describe_jina(name, folder, options, read_jina(folder, options))
+    return describe_jina(name, folder, options, read_jina(folder, options), check_canary=True)
 
 
 def load_model(
@@ -72,7 +72,7 @@ def load_model(
         compile: run the towers through `torch.compile`, after comparing them with the plain ones.
         revision: commit hash on the hub; pinned already for jina-clip-v1.
         limits: which images are refused undecoded.
-        check_canary: embed the folder's golden inputs and compare.
+        check_canary: compare the files with the digests in `canary.json`, embed its golden inputs and compare those.
 
     Raises:
         ModelError: what is wrong, in which file, and what to do.
@@ -85,7 +85,7 @@ def load_model(
     place = _device(device)
     if (kind := kind_of(folder)) != "jina-clip":
         raise ModelError(f"{folder} holds a {kind} model, which this version cannot load.")
-    model = _load_jina(name, folder, options, wanted, place, limits or ImageLimits())
+    model = _load_jina(name, folder, options, wanted, place, limits or ImageLimits(), check_canary)
     if compile:
         _compile(model, wanted)
     if check_canary:
@@ -101,9 +101,10 @@ def _load_jina(
     wanted: Sequence[str],
     device: torch.device,
     limits: ImageLimits,
+    check_canary: bool,
 ) -> Model:
     parts = read_jina(folder, options)
-    card = describe_jina(name, folder, options, parts)
+    card = describe_jina(name, folder, options, parts, check_canary=check_canary)
     dtype, path = DTYPES[options.dtype], folder / WEIGHTS
     with torch.device("meta"):
         text = TextTower(parts.text) if "text" in wanted else None
