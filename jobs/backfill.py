@@ -1,4 +1,4 @@
-"""Embed a catalog into LanceDB tables and release them: `python -m jobs.backfill --catalog DIR --db DB --model demo`."""
+"""Embed a catalog into LanceDB tables and release them: `python -m jobs.backfill --catalog DIR --db DB --model M`."""
 
 from __future__ import annotations
 

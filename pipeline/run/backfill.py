@@ -96,14 +96,7 @@ def backfill(
     """
     config = settle_paths(config)
     catalog = open_catalog(config.catalog_uri, config.catalog, config.columns, images_root=config.images.root)
-    card = describe_model(
-        config.model_name,
-        dtype=config.model.dtype,
-        preprocessing=config.images.preprocessing,  # type: ignore[arg-type]  # checked by the config
-        max_tokens=config.model.max_tokens,
-        jpeg_draft=config.images.jpeg_draft,
-        revision=config.model.revision,
-    )
+    card = describe_model(config.model_name, dtype=config.model.dtype, **model_settings(config))
     db = Database(config.db)
     base = newest_release(db)
     run = Run(config, "backfill", uuid.uuid4().hex[:12], now(), card, base)
@@ -161,6 +154,16 @@ def settle_paths(config: Config) -> Config:
     replaced["staging"] = type(config.staging)(given["staging.path"])
     replaced["images"] = type(config.images)(**{**asdict_shallow(config.images), "root": given["images.root"]})
     return Config(**replaced)
+
+
+def model_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide which vectors a model gives, its dtype apart: arguments of `load_model`."""
+    return {
+        "preprocessing": config.images.preprocessing,
+        "max_tokens": config.model.max_tokens,
+        "jpeg_draft": config.images.jpeg_draft,
+        "revision": config.model.revision,
+    }
 
 
 def check_base(db: Database, run: Run, how: Reduction, plan: Plan) -> bool:
@@ -326,6 +329,7 @@ def release(
         index=index,
         counts=counts(run),
         checks=checks,
+        model_settings=model_settings(run.config),
     )
     run.release = publish(db, released, run_id=run.run_id)
 
@@ -411,10 +415,7 @@ def _settings(config: Config, size: PoolSize) -> EmbedSettings:
         model_name=config.model_name,
         dtype=config.model.dtype,
         device=config.model.device,
-        revision=config.model.revision,
-        max_tokens=config.model.max_tokens,
-        preprocessing=config.images.preprocessing,  # type: ignore[arg-type]  # checked by the config
-        jpeg_draft=config.images.jpeg_draft,
+        settings=model_settings(config),
         compile=config.model.compile,
         limits=config.images.limits,
         decode_threads=size.decode_threads,

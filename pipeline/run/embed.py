@@ -35,10 +35,8 @@ class EmbedSettings:
     model_name: str
     dtype: str = "float32"
     device: str = "cpu"
-    revision: str | None = None
-    max_tokens: int = 512
-    preprocessing: str = "shop"
-    jpeg_draft: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `load_model` that decide which vectors come out: preprocessing, max_tokens and so on."""
     compile: bool = False
     limits: ImageLimits = field(default_factory=ImageLimits)
     decode_threads: int = 1
@@ -132,12 +130,9 @@ class Embedder:
             settings.model_name,
             device=settings.device,
             dtype=settings.dtype,
-            preprocessing=settings.preprocessing,  # type: ignore[arg-type]  # checked by the config
-            max_tokens=settings.max_tokens,
-            jpeg_draft=settings.jpeg_draft,
             compile=settings.compile,
-            revision=settings.revision,
             limits=settings.limits,
+            **settings.settings,
         )
         self.progress = Progress()
         self._fetcher = Fetcher(images_root, settings.limits)

@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,14 +194,17 @@ def connected(config: Config) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"log_to_driver": log.isEnabledFor(logging.DEBUG), "logging_level": logging.ERROR}
     try:
-        if address == "local":
-            with _local_environment():
-                ray.init(
-                    address="local", num_cpus=os.cpu_count(), num_gpus=config.pool.gpus, include_dashboard=False,
-                    _node_ip_address="127.0.0.1", **quiet,
-                )  # fmt: skip
-        else:
-            ray.init(address=address, **quiet)
+        with warnings.catch_warnings():
+            # Lance warns of every fork; Ray's are followed by an exec at once, which is safe.
+            warnings.filterwarnings("ignore", message=".*fork")
+            if address == "local":
+                with _local_environment():
+                    ray.init(
+                        address="local", num_cpus=os.cpu_count(), num_gpus=config.pool.gpus, include_dashboard=False,
+                        _node_ip_address="127.0.0.1", **quiet,
+                    )  # fmt: skip
+            else:
+                ray.init(address=address, **quiet)
     except (ConnectionError, OSError, ValueError, RuntimeError) as error:
         raise ClusterError(f"cannot reach Ray at {address!r}: {error}") from error
     try:
@@ -412,10 +416,9 @@ class Pool:
             "num_cpus": self._size.cpus_per_actor,
             "max_restarts": 0,
             "max_task_retries": 0,
-            "concurrency_groups": {"control": 1},
             "scheduling_strategy": "SPREAD",
         }
-        worker = ray.remote(_with_control(EmbedWorker)).options(**options)
+        worker = ray.remote(concurrency_groups={"control": 1})(_with_control(EmbedWorker)).options(**options)
         actor = worker.remote(self._count)
         self._actors[self._count] = actor
         self._count += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,6 +27,7 @@ class Release:
         index: how each vector column is searched, by mode.
         counts: what the run that made it counted.
         checks: what was verified before it was written.
+        model_settings: how the model was loaded, as far as it is part of model_id: a query has to be embedded the same.
     """
 
     release: int
@@ -41,6 +42,7 @@ class Release:
     counts: Mapping[str, Any]
     checks: Mapping[str, Any]
     schema_version: int = SCHEMA_VERSION
+    model_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def list_releases(db: str | Database) -> list[Release]:
@@ -129,6 +131,7 @@ def _from_row(row: dict[str, Any]) -> Release:
         counts=json.loads(row["counts"]),
         checks=json.loads(row["checks"]),
         schema_version=row["schema_version"],
+        model_settings=json.loads(row["model_settings"] or "{}"),
     )
 
 
@@ -146,4 +149,5 @@ def _to_row(release: Release) -> dict[str, Any]:
         "counts": json.dumps(release.counts),
         "checks": json.dumps(release.checks),
         "schema_version": release.schema_version,
+        "model_settings": json.dumps(release.model_settings),
     }

@@ -103,7 +103,7 @@ def runs_schema() -> pa.Schema:
 
 
 def releases_schema() -> pa.Schema:
-    """One row per release: the versions that belong together. `index`, `counts` and `checks` are JSON objects."""
+    """One row per release: versions that belong together. `model_settings`, `index`, `counts`, `checks` are JSON."""
     return pa.schema(
         [
             key("release", pa.int64()),
@@ -115,6 +115,7 @@ def releases_schema() -> pa.Schema:
             pa.field("model", pa.string(), nullable=False),
             pa.field("model_id", pa.string(), nullable=False),
             pa.field("fingerprint", pa.string(), nullable=False),
+            pa.field("model_settings", pa.string()),
             pa.field("average_text_weight", pa.float64(), nullable=False),
             pa.field("index", pa.string(), nullable=False),
             pa.field("counts", pa.string(), nullable=False),
