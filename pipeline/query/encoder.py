@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,14 @@ import numpy.typing as npt
 from pipeline.errors import ImageRejected, MissingExtra, QueryError
 from pipeline.records import ImageLimits
 
+if TYPE_CHECKING:
+    from pipeline.model.images import Style
+
 Vector = npt.NDArray[np.float32]
 
 MAX_TEXT_CHARACTERS = 20_000
 _CACHED_TEXTS = 4096
-_PREPROCESSINGS: tuple[Literal["shop", "published"], ...] = ("shop", "published")
+_PREPROCESSINGS: tuple[Style, ...] = ("shop", "published")
 
 
 class Encoder:
@@ -76,8 +79,9 @@ class Encoder:
 
     def _encode_other(self, query: object) -> Vector:
         if isinstance(query, bytes | bytearray | memoryview | os.PathLike) or _is_pil(query):
+            image = _image(query)
             try:
-                return self._checked(self._tower("image").embed_images([_image(query)])[0])
+                return self._checked(self._tower("image").embed_images([image])[0])
             except ImageRejected as error:
                 raise QueryError(f"The query image cannot be used: {error.detail}") from error
         return self._checked(query)
@@ -110,22 +114,21 @@ class Encoder:
 
     def _load(self, kind: str) -> Any:
         try:
-            from pipeline.model import load_model
+            from pipeline.model import describe_model, load_model
 
-            found = []
-            for preprocessing in _PREPROCESSINGS:  # part of the model_id, and not named in a release
-                model = load_model(
-                    self.model, device=self.device, dtype="float32", preprocessing=preprocessing, towers=(kind,)
-                )
-                if model.model_id == self.model_id:
-                    return model
-                found.append(model.model_id)
+            found = {
+                preprocessing: describe_model(self.model, preprocessing=preprocessing).model_id
+                for preprocessing in _PREPROCESSINGS  # a part of the model_id that a release does not name
+            }
+            for preprocessing, model_id in found.items():
+                if model_id == self.model_id:
+                    return load_model(self.model, device=self.device, preprocessing=preprocessing, towers=(kind,))
         except ModuleNotFoundError as error:
             raise MissingExtra(
                 f"A {kind} query needs {error.name}, which is not installed: pip install 'twotower[search]'."
             ) from error
         raise QueryError(
-            f"{self.model} is not the model of this release: its model_id is {found[0]}, the release has "
+            f"{self.model} is not the model of this release: its model_id is {found['shop']}, the release has "
             f"{self.model_id}; name the release's own model."
         )
 

@@ -50,7 +50,7 @@ def nearest(pinned: Pinned, vector: Vector, request: Request) -> list[Hit]:
     found = _candidates(pinned, vector, request, max(request.diversify.candidates, end))
     result = rerank(_rows(found["image_vector"]), request.diversify)
     order = list(result.order[request.offset : end])
-    return _hits(found.take(order), request, [result.clusters[at] for at in order])
+    return _hits(found.take(pa.array(order, pa.int64())), request, [result.clusters[at] for at in order])
 
 
 def _hits(page: pa.Table, request: Request, clusters: Sequence[int | None]) -> list[Hit]:

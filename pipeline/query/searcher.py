@@ -108,8 +108,17 @@ class Searcher:
         Raises:
             QueryError: the query, or an option, has no defined answer.
         """
-        options = {"mode": mode, "k": k, "offset": offset, "columns": columns, "where": where}
-        return self.search_many([query], **options, exact=exact, diversify=diversify)[0]  # type: ignore[arg-type]
+        found = self.search_many(
+            [query],
+            mode=mode,
+            k=k,
+            offset=offset,
+            columns=columns,
+            where=where,
+            exact=exact,
+            diversify=diversify,
+        )
+        return found[0]
 
     def search_many(
         self,

@@ -12,6 +12,7 @@ import lancedb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from lancedb.index import Bitmap, BTree
 
 from pipeline.errors import ReleaseRefused
 
@@ -218,8 +219,8 @@ def _scalar_indices(connection: Any) -> None:
     products, images = connection.open_table("products"), connection.open_table("images")
     for table, columns in ((products, ("product_id", "text_sha256")), (images, ("product_id", "sha256"))):
         for column in columns:
-            table.create_scalar_index(column, index_type="BTREE", replace=True)
+            table.create_index(column, config=BTree(), replace=True)
     for column in ("broad_category", "fine_category"):
         values = products.to_lance().to_table(columns=[column])[column]
         if len(values.unique()) <= _BITMAP_VALUES:
-            products.create_scalar_index(column, index_type="BITMAP", replace=True)
+            products.create_index(column, config=Bitmap(), replace=True)

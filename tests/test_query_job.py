@@ -1,0 +1,139 @@
+"""`python -m jobs.search` on a small database with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from model_folder import write_folder
+from query_tables import facts, jpeg, make_db, release
+
+from jobs.search import main, table
+from pipeline.model import load_model
+from pipeline.records import Hit
+
+TITLES = ["red dress", "blue coat \x1b[31m\x07", "wool shirt", "red coat", "blue dress", "wool dress"]
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    model = load_model(str(write_folder(folder / "model")))
+    texts = [title.split(" \x1b")[0] for title in TITLES]
+    image = model.embed_images([jpeg((i * 40, 255 - i * 40, i * i * 9)) for i in range(6)])
+    columns = {**facts(6), "title": TITLES, "price": [10.0, 20.0, 30.0, None, 50.0, 60.0]}
+    path = make_db(folder / "db", text=model.embed_texts(texts), image=image, columns=columns)
+    release(path, model=str(folder / "model"), model_id=model.model_id)
+    return path
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_table_of_hits(db, capsys):
+    code, out, err = run(capsys, "blue coat", "--db", db, "--mode", "text", "--k", 3)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "query to description (text)"
+    assert lines[1].split() == ["rank", "score", "product_id", "title", "category"]
+    assert lines[2].split()[:3] == ["1", "1.0000", "p00001"]
+    assert "\x1b" not in out
+    assert "\\x1b[31m\\x07" in out
+
+
+def test_json_hits(db, capsys):
+    code, out, _ = run(capsys, "red dress", "--db", db, "--mode", "text", "--k", 2, "--json")
+    hits = json.loads(out)
+    assert code == 0
+    assert [hit["rank"] for hit in hits] == [1, 2]
+    assert hits[0]["product_id"] == "p00000"
+    assert hits[0]["cluster"] is None
+    assert hits[0]["fields"]["price"] == 10.0
+
+
+def test_all_modes_diversified_with_a_sheet(db, capsys, tmp_path):
+    sheet = tmp_path / "sheet.html"
+    code, out, _ = run(capsys, "red", "--db", db, "--mode", "all", "--diversify", "--json", "--sheet", sheet)
+    lists = json.loads(out)
+    assert code == 0
+    assert list(lists) == ["text", "image", "avg"]
+    assert {hit["cluster"] for hit in lists["avg"]} <= set(range(5))
+    assert sheet.read_text().count("<figure>") == 18
+    code, out, _ = run(capsys, "red", "--db", db, "--mode", "all", "--sheet", tmp_path / "sheet.png")
+    assert out.count("query to") == 3
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_image_in_place_of_words(db, capsys, tmp_path):
+    (tmp_path / "q.jpg").write_bytes(jpeg((80, 175, 36)))
+    code, out, _ = run(capsys, "--image", tmp_path / "q.jpg", "--db", db, "--mode", "image", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["product_id"] == "p00002"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        (["price<30"], {0, 1}),
+        (["price <= 30", "price!=20"], {0, 2}),
+        (["price>=50"], {4, 5}),
+        (["title~dress"], {0, 4, 5}),
+        (["title=red dress"], {0}),
+        (["broad_category=dress", "price>5"], {0}),
+        (["on_sale=true"], {2, 4}),
+        (["listed<2026-01-03"], {1}),
+        (["Shop name=shop 2"], {2}),
+        (["title=' OR '1'='1"], set()),
+    ],
+)
+def test_conditions(db, capsys, conditions, expected):
+    options = [option for condition in conditions for option in ("--where", condition)]
+    code, out, err = run(capsys, "red", "--db", db, "--json", *options)
+    assert (code, err) == (0, "")
+    assert {int(hit["product_id"][1:]) for hit in json.loads(out)} == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "query text or --image"),
+        (["red", "--image", "x.jpg"], "query text or --image"),
+        (["--image", "none.jpg"], "cannot be read"),
+        ([" "], "empty"),
+        (["red", "--k", "0"], "k is a whole number"),
+        (["red", "--release", "7"], "no release 7"),
+        (["red", "--where", "price"], "no condition"),
+        (["red", "--where", "price<cheap"], "finite number"),
+        (["red", "--where", "colour=red"], "No column 'colour'"),
+        (["red", "--diversify", "--clusters", "0"], "clusters is a whole number"),
+        (["red", "--sheet", "x.gif"], "html"),
+    ],
+)
+def test_errors_are_one_sentence_and_exit_two(db, capsys, arguments, sentence):
+    code, out, err = run(capsys, *arguments, "--db", db)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+    code, out, _ = run(capsys, *arguments, "--db", db, "--json")
+    assert sentence in json.loads(out)["error"]
+
+
+def test_as_a_process_where_nothing_is_released(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.search", "red", "--db", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: Nothing is released in")
+
+
+def test_a_narrow_terminal_cuts_titles():
+    lines = table([Hit("p1", 0.5, 1, {"title": "long " * 40, "broad_category": "dress"}, 0)], width=70).splitlines()
+    assert len(lines[1]) <= 70
+    assert "…" in lines[1]
+    assert "cluster" in lines[0]
+    assert table([], width=70) == "nothing was found"

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import lance
+import lancedb
+import numpy as np
+import pytest
+from model_folder import write_folder
+from PIL import Image
+from query_tables import DIM, facts, jpeg, make_db, random_db, release, unit
+
+from pipeline.errors import MissingExtra, ModelError, QueryError
+from pipeline.model import load_model
+from pipeline.query import Diversify, Searcher
+from pipeline.query.encoder import Encoder
+from pipeline.store.indices import build_indices
+
+MODES = ("text", "image", "avg")
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory):
+    return random_db(tmp_path_factory.mktemp("db"))
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory):
+    """3,000 products in overlapping clusters, a quarter of them copies, with indices."""
+    rng = np.random.default_rng(5)
+    centres = rng.normal(size=(40, DIM))[rng.integers(0, 40, 3000)]
+    text, image = (unit(centres + 0.7 * rng.normal(size=centres.shape)) for _ in range(2))
+    text[2250:], image[2250:] = text[:750], image[:750]
+    path = make_db(tmp_path_factory.mktemp("indexed"), text=text, image=image)
+    release(path, index=build_indices(path, min_rows=1000))
+    return path
+
+
+@pytest.fixture(scope="module")
+def modelled(tmp_path_factory):
+    """A database of a tiny model's own vectors, and the model."""
+    folder = tmp_path_factory.mktemp("modelled")
+    model = load_model(str(write_folder(folder / "model")))
+    texts, colours = ["red dress", "blue coat", "wool shirt"], [(200, 0, 0), (0, 0, 200), (90, 90, 90)]
+    columns = {name: values[:3] for name, values in facts(3).items()}
+    image = model.embed_images([jpeg(colour) for colour in colours])
+    path = make_db(folder / "db", text=model.embed_texts(texts), image=image, columns=columns)
+    release(path, model=str(folder / "model"), model_id=model.model_id)
+    return path, model, folder / "model"
+
+
+def vectors_of(db, name):
+    rows = lancedb.connect(db).open_table("products").to_arrow().select(["product_id", name]).to_pylist()
+    return {row["product_id"]: np.array(row[name], np.float64) for row in rows if row[name] is not None}
+
+
+def by_numpy(db, mode, query):
+    scores = {key: float(row @ query / np.linalg.norm(query)) for key, row in vectors_of(db, f"{mode}_vector").items()}
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def ids(hits):
+    return [hit.product_id for hit in hits]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_ranks_by_cosine(db, mode):
+    query = np.random.default_rng(9).normal(size=DIM) * 7
+    hits = Searcher.open(db).search(query, mode=mode, k=60)
+    truth = by_numpy(db, mode, query)
+    assert ids(hits) == [product_id for product_id, _ in truth]
+    assert [hit.score for hit in hits] == pytest.approx([score for _, score in truth], abs=1e-5)
+    assert [hit.rank for hit in hits] == list(range(1, len(truth) + 1))
+    assert all(hit.cluster is None for hit in hits)
+
+
+def test_hits_carry_the_asked_columns(db):
+    searcher = Searcher.open(db)
+    first = searcher.search(np.ones(DIM))[0]
+    assert {"title", "broad_category", "price", "Shop name", "n_images"} <= set(first.fields)
+    assert not {"product_id", "text_vector", "avg_vector", "text_sha256", "partition"} & set(first.fields)
+    asked = searcher.search(np.ones(DIM), columns=["price", "product_id", "price", "avg_vector"])[0]
+    assert list(asked.fields) == ["price", "product_id", "avg_vector"]
+    assert asked.fields["product_id"] == first.product_id
+    assert searcher.search(np.ones(DIM), columns=[])[0].fields == {}
+
+
+@pytest.mark.parametrize("query", [[1] * DIM, np.ones(DIM, np.int8), np.full(DIM, 1e300), np.full(DIM, 1e-310)])
+def test_vectors_of_any_length_and_type_are_normalised(db, query):
+    assert ids(Searcher.open(db).search(query)) == ids(Searcher.open(db).search(np.ones(DIM)))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_pages_join_to_one_list_also_among_equal_products(indexed, mode, exact):
+    searcher = Searcher.open(indexed)
+    query = np.random.default_rng(2).normal(size=DIM)
+    whole = searcher.search(query, mode=mode, k=60, exact=exact)
+    pages = [searcher.search(query, mode=mode, k=7, offset=at, exact=exact) for at in range(0, 60, 7)]
+    assert [hit for page in pages for hit in page][:60] == whole
+    scores = [(-hit.score, hit.product_id) for hit in whole]
+    assert scores == sorted(scores)
+
+
+def test_a_tie_wider_than_the_page_is_ordered_by_key(tmp_path):
+    same = np.tile(unit(np.ones((1, DIM))), (40, 1))
+    shuffled = facts(40)
+    shuffled["product_id"] = [f"p{i * 7 % 40:05d}" for i in range(40)]
+    db = make_db(tmp_path, text=same, image=same, columns=shuffled)
+    release(db)
+    searcher = Searcher.open(db)
+    assert ids(searcher.search(np.ones(DIM), k=3, offset=3)) == ["p00003", "p00004", "p00005"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("passing", [3, 20, 500])
+def test_a_rare_filter_gives_every_product_that_belongs(indexed, mode, passing):
+    searcher = Searcher.open(indexed)
+    assert searcher.release.index[mode]["kind"] == "ivf_sq"
+    where = {"product_id": {"in": [f"p{i * 6:05d}" for i in range(passing)]}}
+    for query in np.random.default_rng(passing).normal(size=(5, DIM)):
+        hits = searcher.search(query, mode=mode, where=where)
+        assert len(hits) == min(10, passing)
+        assert ids(hits) == ids(searcher.search(query, mode=mode, where=where, exact=True))
+
+
+def test_a_common_filter_fills_k(indexed):
+    hits = Searcher.open(indexed).search(np.ones(DIM), k=50, where={"broad_category": "dress", "stock": {"ge": 0}})
+    assert len(hits) == 50
+    assert all(hit.fields["broad_category"] == "dress" and hit.fields["stock"] >= 0 for hit in hits)
+    assert Searcher.open(indexed).search(np.ones(DIM), where={"title": "none such"}, diversify=Diversify()) == []
+
+
+def test_the_index_finds_what_exact_search_finds(indexed):
+    searcher = Searcher.open(indexed)
+    for mode in MODES:
+        share = [
+            len(set(ids(searcher.search(query, mode=mode))) & set(ids(searcher.search(query, mode=mode, exact=True))))
+            for query in np.random.default_rng(7).normal(size=(30, DIM))
+        ]
+        assert np.mean(share) >= 9.5
+
+
+def test_diversified_hits_are_a_permutation_with_clusters(db):
+    searcher, query = Searcher.open(db), np.ones(DIM)
+    plain = searcher.search(query, mode="text", k=30, columns=["n_images"])
+    spread = searcher.search(query, mode="text", k=30, columns=["n_images"], diversify=Diversify(30, 4))
+    assert sorted(ids(spread)) == sorted(ids(plain))
+    assert [hit.rank for hit in spread] == list(range(1, 31))
+    assert list(spread[0].fields) == ["n_images"]
+    assert {hit.product_id: hit.score for hit in spread} == {hit.product_id: hit.score for hit in plain}
+    pictured = [hit for hit in spread if hit.fields["n_images"]]
+    assert [hit.cluster for hit in pictured[:4]] == [0, 1, 2, 3]
+    for place, hit in enumerate(plain):
+        if not hit.fields["n_images"]:
+            assert spread[place].product_id == hit.product_id
+            assert spread[place].cluster is None
+    page = searcher.search(query, mode="text", k=5, offset=5, columns=["n_images"], diversify=Diversify(30, 4))
+    assert page == spread[5:10]
+
+
+def test_threads_and_batches_give_what_one_call_gives(indexed):
+    searcher = Searcher.open(indexed)
+    queries = list(np.random.default_rng(3).normal(size=(80, DIM)))
+    one = [searcher.search(query, diversify=Diversify(20, 3)) for query in queries]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda query: searcher.search(query, diversify=Diversify(20, 3)), queries)) == one
+    assert searcher.search_many(queries, diversify=Diversify(20, 3)) == one
+    assert searcher.search_many([]) == []
+
+
+def test_a_searcher_stays_on_its_release_until_refreshed(tmp_path):
+    db = random_db(tmp_path)
+    follower, pinned = Searcher.open(db), Searcher.open(db, release=1)
+    assert follower.refresh() is False
+    before = follower.search(np.ones(DIM), k=60)
+    lance.dataset(f"{db}/products.lance").delete("product_id < 'p00030'")
+    assert follower.search(np.ones(DIM), k=60) == before
+    release(db, 2)
+    assert (follower.refresh(), pinned.refresh()) == (True, False)
+    assert (follower.release.release, pinned.release.release) == (2, 1)
+    assert min(ids(follower.search(np.ones(DIM), k=60))) >= "p00030"
+    assert pinned.search(np.ones(DIM), k=60) == before
+    assert pinned.thumbnails(["p00001"]).keys() <= {"p00001"}
+
+
+def test_thumbnails_are_the_first_images(db):
+    searcher = Searcher.open(db)
+    products = lancedb.connect(db).open_table("products").to_arrow()
+    pictured = {
+        product_id
+        for product_id, count in zip(*(products[name].to_pylist() for name in ("product_id", "n_images")), strict=True)
+        if count
+    }
+    thumbnails = searcher.thumbnails([*products["product_id"].to_pylist(), "p' OR 1=1", "p00001"])
+    assert thumbnails.keys() == pictured
+    number = int(min(pictured)[1:])
+    assert thumbnails[min(pictured)] == jpeg((number * 7 % 256, 20, 90))
+
+
+@pytest.mark.parametrize(
+    ("query", "options", "sentence"),
+    [
+        (np.zeros(DIM), {}, "all zeros"),
+        (np.array([np.nan] * DIM), {}, "not finite"),
+        (np.array([np.inf] * DIM), {}, "not finite"),
+        (np.ones(DIM + 1), {}, r"shape \(17,\).*needs \(16,\)"),
+        (np.ones((1, DIM)), {}, r"shape \(1, 16\)"),
+        ([], {}, "A query is|shape"),
+        (["red"], {}, "A query is"),
+        ([[1], [1, 2]], {}, "regular shape"),
+        (None, {}, "A query is"),
+        (3.5, {}, r"shape \(\)"),
+        ({"text": "red"}, {}, "A query is"),
+        ("", {}, "text is empty"),
+        (" \n", {}, "text is empty"),
+        ("x" * 20_001, {}, "20001 characters"),
+        (b"", {}, "image is empty"),
+        (bytes(50_000_001), {}, "50000001 bytes"),
+        (np.ones(DIM), {"k": 0}, "k is a whole number from 1"),
+        (np.ones(DIM), {"k": -1}, "k is a whole number"),
+        (np.ones(DIM), {"k": 2.0}, "k is a whole number"),
+        (np.ones(DIM), {"k": True}, "k is a whole number"),
+        (np.ones(DIM), {"k": 10**9}, "reach to 10000"),
+        (np.ones(DIM), {"offset": -1}, "offset is a whole number from 0"),
+        (np.ones(DIM), {"mode": "average"}, "No mode 'average'; there are text, image, avg"),
+        (np.ones(DIM), {"columns": ["colour"]}, "No column 'colour'; there are product_id"),
+        (np.ones(DIM), {"columns": "title"}, "list of column names"),
+        (np.ones(DIM), {"columns": [["title"]]}, "No column"),
+        (np.ones(DIM), {"where": {"colour": "red"}}, "No column 'colour'"),
+        (np.ones(DIM), {"diversify": 5}, "takes a Diversify"),
+    ],
+)
+def test_what_has_no_answer_is_refused_in_a_sentence(db, query, options, sentence):
+    with pytest.raises(QueryError, match=sentence) as error:
+        Searcher.open(db).search(query, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_many_queries_are_a_list(db):
+    with pytest.raises(QueryError, match="list of queries"):
+        Searcher.open(db).search_many("red")
+
+
+def test_what_cannot_be_opened_is_refused(tmp_path, db):
+    with pytest.raises(QueryError, match="Nothing is released"):
+        Searcher.open(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(QueryError, match="no release 9"):
+        Searcher.open(db, release=9)
+
+
+def test_missing_images_of_the_query_are_named(db, tmp_path):
+    with pytest.raises(QueryError, match="cannot be read"):
+        Searcher.open(db).search(tmp_path / "none.jpg")
+
+
+def test_texts_and_images_find_their_products(modelled, tmp_path):
+    db, _, _ = modelled
+    searcher = Searcher.open(db)
+    assert searcher.search("blue coat", mode="text")[0].product_id == "p00001"
+    assert searcher.search("blue coat", mode="text")[0].score == pytest.approx(1, abs=1e-5)
+    (tmp_path / "red.jpg").write_bytes(jpeg((200, 0, 0)))
+    for query in (jpeg((200, 0, 0)), tmp_path / "red.jpg", Image.open(tmp_path / "red.jpg")):
+        hit = searcher.search(query, mode="image")[0]
+        assert (hit.product_id, hit.score) == ("p00000", pytest.approx(1, abs=1e-5))
+    lists = searcher.search_many(["wool shirt", jpeg((0, 0, 200)), "red dress"], mode="text", k=1)
+    assert [hits[0].product_id for hits in lists][::2] == ["p00002", "p00000"]
+    with pytest.raises(QueryError, match="query image cannot be used"):
+        searcher.search(b"no image at all", mode="image")
+
+
+def test_a_text_is_embedded_once_and_without_the_image_tower(modelled):
+    db, model, _ = modelled
+    encoder = Searcher.open(db)._pinned.encoder
+    first = encoder.encode(["red dress", "red dress"])[0]
+    tower = encoder._towers.pop("text")
+    with pytest.raises(ModelError, match="without its image tower"):
+        _ = tower.image_tower
+    assert encoder.encode(["red dress"])[0] is first
+    np.testing.assert_allclose(first, model.embed_texts(["red dress"])[0], atol=1e-6)
+
+
+def test_another_model_is_refused_by_name(modelled, db, tmp_path):
+    released, _, folder = modelled
+    with pytest.raises(QueryError, match=r"model is not the model of this release.*a model"):
+        Searcher.open(db, model=folder).search("red dress")
+    assert Searcher.open(released, model=folder).search("red dress")
+    with pytest.raises(ModelError):
+        Searcher.open(released, model=tmp_path / "none").search("red dress")
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pipeline.model", None)
+    with pytest.raises(MissingExtra, match=r"twotower\[search\]"):
+        Encoder("demo", "id", 4).encode(["red"])
+
+
+def test_a_table_without_products_has_no_hits(tmp_path):
+    empty = np.ones((0, DIM), np.float32)
+    db = make_db(tmp_path, text=empty, image=empty, columns={name: [] for name in facts(0)})
+    release(db, index=build_indices(db))
+    searcher = Searcher.open(db)
+    assert searcher.search(np.ones(DIM), diversify=Diversify()) == []
+    assert searcher.thumbnails(["p"]) == {}
+
+
+def test_importing_the_room_loads_nothing_heavy():
+    heavy = ["torch", "ray", "transformers", "sklearn", "PIL", "lancedb", "lance"]
+    code = f"import sys, pipeline.query; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_vector_query_loads_no_model_and_no_sklearn(db):
+    code = (
+        "import sys; from pipeline.query import Searcher\n"
+        f"assert Searcher.open({db!r}).search([1.0] * {DIM})\n"
+        "print([m for m in ('torch', 'ray', 'transformers', 'sklearn', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
