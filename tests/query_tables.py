@@ -132,6 +132,7 @@ def release(
     index: Mapping[str, Any] | None = None,
     model: str = "demo",
     model_id: str = "a model",
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a release row that pins the latest versions."""
     versions = {f"{name}_version": lance.dataset(f"{db}/{name}.lance").version for name in PINNED}
@@ -143,6 +144,7 @@ def release(
         "model": model,
         "model_id": model_id,
         "fingerprint": "a fingerprint",
+        "model_settings": json.dumps(settings or {}),
         "average_text_weight": 0.5,
         "index": json.dumps(index or EXACT),
         "counts": "{}",

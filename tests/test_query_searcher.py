@@ -272,6 +272,18 @@ def test_texts_and_images_find_their_products(modelled, tmp_path):
         searcher.search(b"no image at all", mode="image")
 
 
+def test_the_model_is_loaded_as_the_release_says(tmp_path):
+    folder = write_folder(tmp_path / "model")
+    model = load_model(str(folder), preprocessing="published", max_tokens=4)
+    vectors = model.embed_texts(["red dress", "blue coat of wool"])
+    columns = {name: values[:2] for name, values in facts(2).items()}
+    path = make_db(tmp_path / "db", text=vectors, image=vectors, columns=columns)
+    settings = {"preprocessing": "published", "max_tokens": 4, "jpeg_draft": False, "revision": None}
+    release(path, model="another place", model_id=model.model_id, settings=settings)
+    hit = Searcher.open(path, model=folder).search("blue coat of wool", mode="text")[0]
+    assert (hit.product_id, hit.score) == ("p00001", pytest.approx(1, abs=1e-5))
+
+
 def test_a_text_is_embedded_once_and_without_the_image_tower(modelled):
     db, model, _ = modelled
     encoder = Searcher.open(db)._pinned.encoder

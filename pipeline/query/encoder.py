@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,10 @@ import numpy.typing as npt
 from pipeline.errors import ImageRejected, MissingExtra, QueryError
 from pipeline.records import ImageLimits
 
-if TYPE_CHECKING:
-    from pipeline.model.images import Style
-
 Vector = npt.NDArray[np.float32]
 
 MAX_TEXT_CHARACTERS = 20_000
 _CACHED_TEXTS = 4096
-_PREPROCESSINGS: tuple[Style, ...] = ("shop", "published")
 
 
 class Encoder:
@@ -34,13 +30,17 @@ class Encoder:
         model: name of the model, as `load_model` takes it.
         model_id: of the vectors that are searched; a model with another one is refused.
         dim: D of the vectors that are searched.
+        settings: arguments of `load_model` that are part of the model_id, as the release keeps them.
         device: where the towers run.
     """
 
-    def __init__(self, model: str, model_id: str, dim: int, *, device: str = "cpu") -> None:
+    def __init__(
+        self, model: str, model_id: str, dim: int, *, settings: Mapping[str, Any] | None = None, device: str = "cpu"
+    ) -> None:
         self.model = model
         self.model_id = model_id
         self.dim = dim
+        self.settings = dict(settings or {})
         self.device = device
         self._towers: dict[str, Any] = {}
         self._texts: OrderedDict[str, Vector] = OrderedDict()
@@ -116,19 +116,15 @@ class Encoder:
         try:
             from pipeline.model import describe_model, load_model
 
-            found = {
-                preprocessing: describe_model(self.model, preprocessing=preprocessing).model_id
-                for preprocessing in _PREPROCESSINGS  # a part of the model_id that a release does not name
-            }
-            for preprocessing, model_id in found.items():
-                if model_id == self.model_id:
-                    return load_model(self.model, device=self.device, preprocessing=preprocessing, towers=(kind,))
+            model_id = describe_model(self.model, **self.settings).model_id
+            if model_id == self.model_id:
+                return load_model(self.model, device=self.device, towers=(kind,), **self.settings)
         except ModuleNotFoundError as error:
             raise MissingExtra(
                 f"A {kind} query needs {error.name}, which is not installed: pip install 'twotower[search]'."
             ) from error
         raise QueryError(
-            f"{self.model} is not the model of this release: its model_id is {found['shop']}, the release has "
+            f"{self.model} is not the model of this release: its model_id is {model_id}, the release has "
             f"{self.model_id}; name the release's own model."
         )
 

@@ -181,5 +181,8 @@ def _pin(db: str, release: Release, model: str | None, device: str, encoder: Enc
         raise QueryError(f"Release {release.release} of {db} cannot be opened: {error}") from error
     dim = schema.field("avg_vector").type.list_size
     if encoder is None or encoder.dim != dim:
-        encoder = Encoder(model or release.model, release.model_id, dim, device=device)
+        settings = dict(release.model_settings)
+        if model is not None:
+            settings.pop("revision", None)  # of the release's own name
+        encoder = Encoder(model or release.model, release.model_id, dim, settings=settings, device=device)
     return Pinned(release, tables["products"], tables["images"], schema, encoder)
