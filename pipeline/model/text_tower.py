@@ -126,6 +126,17 @@ def _token_id(kwargs: Mapping[str, object]) -> int:
     return value
 
 
+def add_norm(x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """`norm(x + update)`, with the sum and the norm in float32.
+
+    A post-norm layer rounds its whole stream twice. Rounding the sum as well cost bfloat16 half of its distance: the
+    worst short text under seeded weights had cosine 0.9988 to float32, and has 0.9993 this way.
+    """
+    total = x.float() + update.float()
+    weight, bias = norm.weight.float(), norm.bias.float()
+    return F.layer_norm(total, norm.normalized_shape, weight, bias, norm.eps).to(x.dtype)
+
+
 class MLP(nn.Module):
     """GLU with exact GELU: the first half of `gated_layers` is the gate, the second the value."""
 
@@ -171,8 +182,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: AlibiMask) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        x = self.norm1(x + self.mixer(x, mask))
-        return cast(Tensor, self.norm2(x + self.mlp(x)))
+        x = add_norm(x, self.mixer(x, mask), self.norm1)
+        return add_norm(x, self.mlp(x), self.norm2)
 
 
 class TextTower(nn.Module):
