@@ -6,7 +6,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.catalog.products import RowPlan
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError, ReleaseRefused, RunInterrupted, TwotowerError, UsageError
 from pipeline.model import ModelCard, describe_model
-from pipeline.paths import absolute, is_uri
+from pipeline.paths import absolute, is_uri, resolve
 from pipeline.run.embed import EmbedSettings, PartitionResult, Progress, ReuseSource
 from pipeline.run.ledger import Ledger, work_key
 from pipeline.run.load import Loaded, commit, load, verify
@@ -38,6 +39,7 @@ from pipeline.run.pool import (
 )
 from pipeline.run.progress import ProgressDisplay
 from pipeline.run.reduce import Reduction, write_table
+from pipeline.run.staging import write_atomically
 from pipeline.store.indices import build_indices
 from pipeline.store.releases import Release, newest_release, now, publish
 from pipeline.store.schemas import TABLES, products_schema, runs_schema
@@ -105,13 +107,21 @@ def backfill(
     how = Reduction(card.dim, catalog.carried, config.average.text_weight, catalog.has_ordinals)
     is_whole = check_base(db, run, how, plan)
     moment = run.stage("plan", moment)
-    with connected(config), Stop().installed() as stop:
+    with Stop().installed() as stop, connected(config, stop):
         try:
-            check_cluster(config, catalog)
+            check_cluster(config, catalog, run.run_id, stop)
             moment = run.stage("ray", moment)
             results = embed(run, catalog, plan, fresh=fresh, stop=stop)
             moment = run.stage("embed", moment)
-            run.loaded = load(db, list(results.values()), how, folder=config.staging_path, run_id=run.run_id, stop=stop)
+            run.loaded = load(
+                db,
+                list(results.values()),
+                how,
+                folder=config.staging_path,
+                run_id=run.run_id,
+                is_whole=is_whole,
+                stop=stop,
+            )
             moment = run.stage("reduce", moment)
             check_rejects(run)
             if not is_unchanged(db, run, how):
@@ -197,18 +207,47 @@ def check_base(db: Database, run: Run, how: Reduction, plan: Plan) -> bool:
     return True
 
 
-def check_cluster(config: Config, catalog: Catalog) -> None:
-    """On a cluster, have every node look at the catalog, the database's folder, staging and the model."""
+def check_cluster(config: Config, catalog: Catalog, run_id: str, stop: Stop) -> None:
+    """On a cluster, have every node look at the catalog, the model, and what the driver writes beside db and staging.
+
+    Raises:
+        ClusterError: names the node and the path that it cannot read, or the folder that cannot be written to.
+    """
     if ray_address(config) == "local":
         return
     paths = [catalog.partitions[0].name.partition("#")[0]]
-    for folder in (config.db, config.staging_path):
-        if not is_uri(folder):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            paths.append(folder)
-    if Path(config.model_name).is_absolute():
-        paths.append(config.model_name)
-    check_nodes(paths)
+    paths += [path for path in (config.images.root, config.model_name) if is_uri(path) or Path(path).is_absolute()]
+    with probed(dict.fromkeys((config.db, config.staging_path)), run_id) as probes:
+        check_nodes([*paths, *probes], stop)
+
+
+@contextmanager
+def probed(folders: Iterable[str], run_id: str) -> Iterator[list[str]]:
+    """A small file in each folder, for others to look at; afterwards the files are gone, and so are new empty folders.
+
+    Raises:
+        ClusterError: a folder cannot be written to.
+    """
+    probes: list[str] = []
+    made: list[Path] = []
+    try:
+        for folder in folders:
+            probe = f"{folder.rstrip('/')}/_probe-{run_id}"
+            if not is_uri(folder):
+                made += [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+            try:
+                write_atomically(probe, b"")
+            except OSError as error:
+                raise ClusterError(f"the driver cannot write to {folder}: {error}") from error
+            probes.append(probe)
+        yield probes
+    finally:
+        for probe in probes:
+            filesystem, inside = resolve(probe)
+            filesystem.delete_file(inside)
+        for path in sorted(made, key=lambda path: -len(path.parts)):
+            with suppress(OSError):
+                path.rmdir()
 
 
 def embed(run: Run, catalog: Catalog, plan: Plan, *, fresh: bool, stop: Stop) -> dict[str, PartitionResult]:
@@ -247,14 +286,14 @@ def embed(run: Run, catalog: Catalog, plan: Plan, *, fresh: bool, stop: Stop) ->
             display.done += 1
 
         size = size_pool(config, len(works))
-        with Pool(size, _settings(config, size), catalog, reuse, config) as pool:
+        with Pool(size, _settings(config, size), catalog, reuse, config=config, stop=stop) as pool:
             run.actors = pool.infos
             for info in pool.infos:
                 log.info(
                     "actor %d on %s: %s, GPUs %s", info.actor, info.node, info.device, ",".join(info.gpu_ids) or "none"
                 )
             try:
-                pool.embed(works, on_done=on_done, on_progress=display.update, stop=stop)
+                pool.embed(works, on_done=on_done, on_progress=display.update)
             finally:
                 display.close()
     for result in results.values():
@@ -306,8 +345,7 @@ def release(
     """Commit, index, verify and publish: short from the first commit on, and visible with the row at its end."""
     loaded, base = run.loaded, run.base
     assert loaded is not None
-    if stop.is_set:
-        raise RunInterrupted("stopped by a signal; what was staged is kept: run the same command to go on")
+    stop.check()
     if base is not None:
         restore(db, base.versions)
     commit(db, loaded, how, is_whole=is_whole, partitions=sorted(plan.pending), run_id=run.run_id)

@@ -73,7 +73,14 @@ class _Bucket:
 
 
 def load(
-    db: Database, results: Sequence[PartitionResult], how: Reduction, *, folder: str, run_id: str, stop: Stop
+    db: Database,
+    results: Sequence[PartitionResult],
+    how: Reduction,
+    *,
+    folder: str,
+    run_id: str,
+    is_whole: bool,
+    stop: Stop,
 ) -> Loaded:
     """Reduce the staged partitions and write fragments of all tables; nothing is visible yet.
 
@@ -83,6 +90,7 @@ def load(
         how: dimension, weights and carried columns.
         folder: where tasks may leave small files, beside the staged ones.
         run_id: names those files, and goes into the rejects.
+        is_whole: whether the rows will be the whole tables.
         stop: ends the work when it is set.
 
     Raises:
@@ -93,7 +101,8 @@ def load(
     buckets = max(1, math.ceil(inputs * how.dim * 4 / _BUCKET_BYTES))
     loaded = Loaded()
     tasks = [
-        (db, sources, how, bucket, buckets, f"{folder.rstrip('/')}/{run_id}-{bucket}") for bucket in range(buckets)
+        (db, sources, how, is_whole, bucket, buckets, f"{folder.rstrip('/')}/{run_id}-{bucket}")
+        for bucket in range(buckets)
     ]
     empty: list[tuple[str, str, int]] = []
     ordinal_paths: list[str] = []
@@ -108,7 +117,7 @@ def load(
         ordinal_paths += [reduced.ordinals_path] if reduced.ordinals_path else []
     rejects = [empty_product_rejects(empty, run_id)]
     images = 0
-    groups = [(db, group, how, ordinal_paths, run_id) for group in _groups(sources, results)]
+    groups = [(db, group, how, is_whole, ordinal_paths, run_id) for group in _groups(sources, results)]
     for fragments, count, rejected in run_tasks(_write_images, groups, stop=stop):
         loaded.fragments["images"] += fragments
         images += count
@@ -122,7 +131,7 @@ def load(
             f"{inputs} inputs were embedded or reused, but {loaded.texts} texts and {loaded.images} images reached the "
             f"products and {images} the images table; nothing was committed. Please report this fault"
         )
-    loaded.fragments["rejects"] = write_rows(db, "rejects", rejects_schema(), loaded.rejects)
+    loaded.fragments["rejects"] = write_rows(db, "rejects", rejects_schema(), loaded.rejects, is_whole=is_whole)
     return loaded
 
 
@@ -201,12 +210,12 @@ def _is_poor(index: Mapping[str, Any]) -> bool:
 
 
 def _reduce_bucket(
-    db: Database, sources: Sequence[Staged], how: Reduction, bucket: int, buckets: int, path: str
+    db: Database, sources: Sequence[Staged], how: Reduction, is_whole: bool, bucket: int, buckets: int, path: str
 ) -> _Bucket:
     """The task of one bucket."""
     reduced = reduce_products(read_bucket(sources, how.carried, bucket, buckets), how)
     products = reduced.products
-    fragments = write_rows(db, "products", products_schema(how.dim, how.carried), products)
+    fragments = write_rows(db, "products", products_schema(how.dim, how.carried), products, is_whole=is_whole)
     ordinals_path = None
     if reduced.ordinals is not None:
         ordinals_path = f"{path}.ordinals.parquet"
@@ -224,7 +233,7 @@ def _reduce_bucket(
 
 
 def _write_images(
-    db: Database, sources: Sequence[Staged], how: Reduction, ordinal_paths: Sequence[str], run_id: str
+    db: Database, sources: Sequence[Staged], how: Reduction, is_whole: bool, ordinal_paths: Sequence[str], run_id: str
 ) -> tuple[list[str], int, pa.Table]:
     """The task of some staged files: their images as fragments, and their rejects."""
     places = [_ordinals_of(source, ordinal_paths) if not how.has_ordinals else None for source in sources]
@@ -237,7 +246,7 @@ def _write_images(
                 count += batch.num_rows
                 yield batch
 
-    fragments = write_rows(db, "images", images_schema(how.dim), batches())
+    fragments = write_rows(db, "images", images_schema(how.dim), batches(), is_whole=is_whole)
     rejects = [reject_rows(source, ordinals, run_id) for source, ordinals in zip(sources, places, strict=True)]
     return fragments, count, pa.concat_tables(rejects)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.catalog.partitions import Catalog, Partition
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _POLL_S = 0.5
 _NODE_CHECK_TIMEOUT_S = 120.0
+_CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -143,29 +144,50 @@ class Stop:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self._before: dict[signal.Signals, Any] = {}
 
     @property
     def is_set(self) -> bool:
         """Whether a signal came."""
         return self._event.is_set()
 
+    def set(self) -> None:
+        """Ask the run to end in order, as a signal does."""
+        self._event.set()
+
+    def check(self) -> None:
+        """Go on, unless a signal came.
+
+        Raises:
+            RunInterrupted: it did.
+        """
+        if self._event.is_set():
+            raise RunInterrupted("stopped by a signal; what was staged is kept: run the same command to go on")
+
     @contextmanager
     def installed(self) -> Iterator[Stop]:
-        """Handle both signals within the block. Install it after ray.init, which sets a SIGTERM handler of its own."""
-        is_main = threading.current_thread() is threading.main_thread()
-        for number in (signal.SIGTERM, signal.SIGINT) if is_main else ():
-            self._before[number] = signal.signal(number, self._on_signal)
+        """Handle both signals within the block."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # signals belong to the main thread, and whoever runs there
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.take_over()
         try:
             yield self
         finally:
-            for number, handler in self._before.items():
+            for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def take_over(self) -> None:
+        """Put our handlers in place, again after ray.init, which sets a SIGTERM handler of its own."""
+        if not self.is_set and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+
     def _on_signal(self, number: int, _frame: object) -> None:
-        if self._event.is_set():
-            os._exit(128 + number)
-        log.warning("%s: ending in order; once more ends at once", signal.Signals(number).name)
+        for again in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(again, signal.SIG_DFL)  # the next one ends the process, even within a call of C
+        # Not through the log: the signal may have come while a line was being written there.
+        os.write(2, f"{signal.Signals(number).name}: ending in order; once more ends at once\n".encode())
         self._event.set()
 
 
@@ -180,18 +202,32 @@ def is_inside_job() -> bool:
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[None]:
+def connected(config: Config, stop: Stop) -> Iterator[None]:
     """A Ray for the block: the process's own if one is up, else a local one that ends with the block, or a cluster.
 
     Raises:
-        ClusterError: there is no cluster at the address.
+        ClusterError: there is no cluster at the address, or it does not let us in.
+        RunInterrupted: a signal came while Ray started.
     """
     if ray.is_initialized():
         yield
         return
-    address = ray_address(config)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        try:
+            _init(config, ray_address(config))
+        except SystemExit:  # from Ray's own SIGTERM handler, which is in place until we take over
+            stop.set()
+        stop.take_over()
+        stop.check()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(config: Config, address: str) -> None:
+    """Start a local Ray or connect to a cluster; whatever goes wrong is said in one sentence."""
     quiet = {"log_to_driver": log.isEnabledFor(logging.DEBUG), "logging_level": logging.ERROR}
     try:
         with warnings.catch_warnings():
@@ -203,14 +239,34 @@ def connected(config: Config) -> Iterator[None]:
                         address="local", num_cpus=os.cpu_count(), num_gpus=config.pool.gpus, include_dashboard=False,
                         _node_ip_address="127.0.0.1", **quiet,
                     )  # fmt: skip
-            else:
-                ray.init(address=address, **quiet)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"cannot reach Ray at {address!r}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+                return
+            _knock(address)
+            ray.init(address=address, **quiet)
+    except (RayError, ConnectionError, OSError, ValueError, RuntimeError) as error:
+        reason = _first_line(error).partition(": ")[2].rstrip(".")
+        if address == "local":
+            raise ClusterError(f"cannot start a local Ray: {reason}") from error
+        raise ClusterError(
+            f"cannot reach Ray at {address!r}: {reason}; check ray.address, and that RAY_AUTH_MODE and the token "
+            "(RAY_AUTH_TOKEN_PATH) are the cluster's"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """See whether anything listens at `host:port`: Ray itself tries for minutes.
+
+    Raises:
+        ClusterError: the address is of another kind.
+        OSError: nothing does.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ClusterError(
+            f"ray.address is local, auto or the host:port of a cluster's head, as in 10.0.0.1:6379; got {address!r}"
+        )
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 @contextmanager
@@ -233,21 +289,28 @@ def size_pool(config: Config, partitions: int) -> PoolSize:
     """Settle the number of actors and what each gets, from the settings and from what the cluster has.
 
     Raises:
-        ClusterError: a local Ray cannot ever have the GPUs that are asked for.
+        ClusterError: no GPU can be shared that way, or a local Ray cannot ever have what is asked for.
     """
     pool = config.pool
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    gpus = float(ray.cluster_resources().get("GPU", 0))
+    resources = ray.cluster_resources()
+    gpus = float(resources.get("GPU", 0))
     per_actor = pool.gpus_per_actor if pool.gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    for name, value in (("gpus", per_actor), ("cpus", pool.cpus_per_actor)):
+        if value > 1 and value != int(value):
+            raise ClusterError(f"pool.{name}_per_actor is a fraction up to 1, or a whole number; got {value:g}")
     if pool.actors is not None:
         actors = pool.actors
     elif per_actor:
         actors = max(1, _slots(gpus, per_actor))
     else:
         actors = sum(node["Resources"].get("CPU", 0) > 0 for node in nodes) or 1
-    if per_actor and actors > _slots(gpus, per_actor) and ray_address(config) == "local":
-        raise ClusterError(_too_few(actors, per_actor, gpus))
     actors = min(actors, max(1, partitions)) if pool.actors is None else actors
+    if ray_address(config) == "local" and (
+        (per_actor and actors > _slots(gpus, per_actor))
+        or actors * pool.cpus_per_actor > float(resources.get("CPU", 0)) + 1e-9
+    ):
+        raise ClusterError(_too_few(actors, per_actor, pool.cpus_per_actor))
     cores = min((int(node["Resources"].get("CPU", 1)) for node in nodes if node["Resources"].get("CPU")), default=1)
     on_one_node = math.ceil(actors / max(1, len(nodes)))
     share = max(1, cores // on_one_node)
@@ -256,13 +319,14 @@ def size_pool(config: Config, partitions: int) -> PoolSize:
     return PoolSize(actors, per_actor, pool.cpus_per_actor, gpus, decode_threads, torch_threads)
 
 
-def check_nodes(paths: Sequence[str]) -> None:
+def check_nodes(paths: Sequence[str], stop: Stop) -> None:
     """Have every node of the cluster look at each path.
 
     Raises:
         ClusterError: names the node and the path that it cannot read.
+        RunInterrupted: `stop` was set.
     """
-    look = ray.remote(num_cpus=0)(_unreadable)
+    look = ray.remote(num_cpus=0, max_retries=0)(_unreadable)
     asked = {
         node["NodeManagerAddress"]: look.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -270,10 +334,17 @@ def check_nodes(paths: Sequence[str]) -> None:
         for node in ray.nodes()
         if node["Alive"]
     }
+    deadline = time.monotonic() + _NODE_CHECK_TIMEOUT_S
     for node_address, answer in asked.items():
+        while not ray.wait([answer], timeout=_POLL_S)[0]:
+            stop.check()
+            if time.monotonic() > deadline:
+                raise ClusterError(f"node {node_address} did not answer within {_NODE_CHECK_TIMEOUT_S:g} seconds")
         try:
-            missing = ray.get(answer, timeout=_NODE_CHECK_TIMEOUT_S)
-        except (GetTimeoutError, RayTaskError) as error:
+            missing = ray.get(answer)
+        except RayTaskError as error:
+            raise ClusterError(f"node {node_address} cannot run this project: {_first_line(error.cause)}") from error
+        except RayError as error:
             raise ClusterError(f"node {node_address} cannot run this project: {_first_line(error)}") from error
         if missing:
             raise ClusterError(
@@ -290,12 +361,21 @@ class Pool:
         catalog: what they read.
         reuse: released tables to take vectors from, or None.
         config: for time limits and attempts.
+        stop: ends the start and the work when it is set.
     """
 
     def __init__(
-        self, size: PoolSize, settings: EmbedSettings, catalog: Catalog, reuse: ReuseSource | None, config: Config
+        self,
+        size: PoolSize,
+        settings: EmbedSettings,
+        catalog: Catalog,
+        reuse: ReuseSource | None,
+        *,
+        config: Config,
+        stop: Stop,
     ) -> None:
         self._size = size
+        self._stop = stop
         self._arguments = (settings, catalog, reuse, size.gpus_per_actor)
         self._config = config
         self._count = 0
@@ -308,11 +388,10 @@ class Pool:
         Raises:
             ClusterError: not all came up within `pool.start_timeout_s`.
             ModelError: the model is refused, by the first actor that says so.
+            RunInterrupted: `stop` was set.
         """
-        starting = [self._launch() for _ in range(self._size.actors)]
-        deadline = time.monotonic() + self._config.pool.start_timeout_s
         try:
-            self.infos = [self._answer(start, deadline) for start in starting]
+            self.infos = self._answers([self._launch() for _ in range(self._size.actors)])
         except BaseException:
             self._kill_all()
             raise
@@ -327,7 +406,6 @@ class Pool:
         *,
         on_done: Callable[[PartitionResult], None],
         on_progress: Callable[[Progress], None],
-        stop: Stop,
     ) -> None:
         """Embed all partitions, a bounded number in flight, replacing actors that die.
 
@@ -335,10 +413,9 @@ class Pool:
             works: by partition name.
             on_done: called in the driver with each staged partition, which is where the ledger is written.
             on_progress: called now and then with the counts of all actors.
-            stop: ends the work when it is set.
 
         Raises:
-            RunInterrupted: `stop` was set.
+            RunInterrupted: `stop` was set; what was staged by then is done.
             RunError: a partition's worker died too often.
             TwotowerError: an error that an actor raised on purpose.
         """
@@ -346,11 +423,13 @@ class Pool:
         queues: dict[int, list[tuple[Any, str]]] = {number: [] for number in self._actors}
         next_progress = 0.0
         while not schedule.is_over:
-            if stop.is_set:
-                raise RunInterrupted("stopped by a signal; what was staged is kept: run the same command to go on")
-            self._hand_out(schedule, works, queues)
+            if not self._stop.is_set:
+                self._hand_out(schedule, works, queues)
             heads = {queue[0][0]: number for number, queue in queues.items() if queue}
-            done, _ = ray.wait(list(heads), num_returns=1, timeout=_POLL_S)
+            timeout = 0 if self._stop.is_set else _POLL_S
+            done = ray.wait(list(heads), num_returns=1, timeout=timeout)[0] if heads else []
+            if not done:
+                self._stop.check()  # only now: what was finished before the signal has gone into the ledger
             for reference in done:
                 self._collect(heads[reference], queues, schedule, on_done)
             if time.monotonic() >= next_progress:
@@ -401,7 +480,7 @@ class Pool:
             schedule.crash(name, _first_line(error))
             self._actors.pop(number)
             if not schedule.is_over:
-                self._answer(self._launch(), time.monotonic() + self._config.pool.start_timeout_s)
+                self._answers([self._launch()])
                 queues[self._count - 1] = []
             return
         except RayTaskError as error:
@@ -424,20 +503,27 @@ class Pool:
         self._count += 1
         return actor.start.remote(*self._arguments)
 
-    def _answer(self, start: Any, deadline: float) -> ActorInfo:
-        try:
-            info: ActorInfo = ray.get(start, timeout=max(0.0, deadline - time.monotonic()))
-        except GetTimeoutError as error:
-            gpus = float(ray.cluster_resources().get("GPU", 0))
-            raise ClusterError(
-                f"{_too_few(self._size.actors, self._size.gpus_per_actor, gpus)} after "
-                f"pool.start_timeout_s = {self._config.pool.start_timeout_s:g} seconds"
-            ) from error
-        except RayActorError as error:
-            raise ClusterError(f"an actor died while it loaded the model: {_first_line(error)}") from error
-        except RayTaskError as error:
-            raise _cause(error) from error
-        return info
+    def _answers(self, starts: Sequence[Any]) -> list[ActorInfo]:
+        """What the started actors say of themselves, once all are ready."""
+        deadline = time.monotonic() + self._config.pool.start_timeout_s
+        infos: dict[Any, ActorInfo] = {}
+        while len(infos) < len(starts):
+            self._stop.check()
+            waiting = [start for start in starts if start not in infos]
+            for start in ray.wait(waiting, num_returns=1, timeout=_POLL_S)[0]:
+                try:
+                    infos[start] = ray.get(start)
+                except RayActorError as error:
+                    raise ClusterError(f"an actor died while it loaded the model: {_first_line(error)}") from error
+                except RayTaskError as error:
+                    raise _cause(error) from error
+            if len(infos) < len(starts) and time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{_too_few(self._size.actors, self._size.gpus_per_actor, self._size.cpus_per_actor)}; "
+                    f"{len(infos)} of {len(starts)} actors were ready after pool.start_timeout_s = "
+                    f"{self._config.pool.start_timeout_s:g} seconds"
+                )
+        return [infos[start] for start in starts]
 
     def _kill_all(self) -> None:
         for actor in self._actors.values():
@@ -451,6 +537,7 @@ def run_tasks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
     Raises:
         RunInterrupted: `stop` was set.
     """
+    stop.check()
     if len(arguments) <= 1:
         return [function(*arguments[0])] if arguments else []
     task = ray.remote(num_cpus=1, max_retries=2)(function)
@@ -460,7 +547,7 @@ def run_tasks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
         if stop.is_set:
             for reference in pending:
                 ray.cancel(reference, force=True)
-            raise RunInterrupted("stopped by a signal; what was staged is kept: run the same command to go on")
+            stop.check()
         _, pending = ray.wait(pending, num_returns=len(pending), timeout=_POLL_S)
     try:
         return list(ray.get(waiting))
@@ -495,10 +582,17 @@ def _slots(gpus: float, per_actor: float) -> int:
     return int(gpus) * int(1 / per_actor + 1e-9)
 
 
-def _too_few(actors: int, per_actor: float, gpus: float) -> str:
+def _too_few(actors: int, gpus: float, cpus: float) -> str:
+    """What was asked for and what is there; CPUs are spoken of where actors reserve them."""
+    resources = ray.cluster_resources()
+    asked, there, settings = [f"{gpus:g} GPUs"], [f"{resources.get('GPU', 0):g}"], ["pool.actors"]
+    settings += ["pool.gpus_per_actor"] if gpus else []
+    if cpus:
+        asked, there = [*asked, f"{cpus:g} CPUs"], [f"{there[0]} GPUs", f"{resources.get('CPU', 0):g} CPUs"]
+        settings.append("pool.cpus_per_actor")
     return (
-        f"asked for {actors} x {per_actor:g} GPUs, the cluster has {gpus:g}; lower pool.actors or pool.gpus_per_actor, "
-        "or give Ray more GPUs"
+        f"asked for {actors} x {' and '.join(asked)}, the cluster has {' and '.join(there)}: lower "
+        f"{' or '.join(settings)}, or give Ray more"
     )
 
 
@@ -514,7 +608,14 @@ def _has_cuda() -> bool:
 
 def _unreadable(paths: Sequence[str]) -> list[str]:
     """Those of the paths that this node cannot see."""
-    return [path for path in paths if not exists(path)]
+
+    def is_there(path: str) -> bool:
+        try:
+            return exists(path)
+        except OSError:
+            return False
+
+    return [path for path in paths if not is_there(path)]
 
 
 def _cause(error: RayTaskError) -> BaseException:

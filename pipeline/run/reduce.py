@@ -133,7 +133,7 @@ def reduce_products(rows: pa.Table, how: Reduction) -> Reduced:
         (ids[i].as_py(), taken.column("partition")[i].as_py(), taken.column("row")[i].as_py())
         for i in no_input.tolist()
     ]
-    return Reduced(products.filter(pa.array(has_text | has_image)), ids, empty, ordinals)
+    return Reduced(products.filter(pa.array((text_of >= 0) | (counts > 0))), ids, empty, ordinals)
 
 
 def image_rows(source: Staged, dim: int, ordinals: Mapping[int, int] | None) -> Iterator[pa.RecordBatch]:

@@ -40,8 +40,17 @@ class Database:
         return int(self.dataset(table).version) if self.exists(table) else 0
 
 
-def write_rows(db: Database, table: str, schema: pa.Schema, rows: pa.Table | Iterable[pa.RecordBatch]) -> list[str]:
+def write_rows(
+    db: Database, table: str, schema: pa.Schema, rows: pa.Table | Iterable[pa.RecordBatch], *, is_whole: bool
+) -> list[str]:
     """Write rows as fragments that belong to no version yet; any process may do it.
+
+    Args:
+        db: the database.
+        table: the table's name.
+        schema: of the table.
+        rows: in any order.
+        is_whole: whether `replace_all` will take the fragments, else `replace_rows`.
 
     Returns:
         The fragments' metadata as JSON, for `commit`; empty where there are no rows.
@@ -52,9 +61,8 @@ def write_rows(db: Database, table: str, schema: pa.Schema, rows: pa.Table | Ite
         rows = rows.select(schema.names).cast(schema)
     else:
         rows = pa.RecordBatchReader.from_batches(schema, iter(rows))
-    fragments = write_fragments(
-        rows, db.uri_of(table), schema=schema, mode="create", max_rows_per_file=_MAX_ROWS_PER_FILE
-    )
+    mode = "append" if not is_whole else "overwrite" if db.exists(table) else "create"
+    fragments = write_fragments(rows, db.uri_of(table), schema=schema, mode=mode, max_rows_per_file=_MAX_ROWS_PER_FILE)
     return [json.dumps(fragment.to_json()) for fragment in fragments if fragment.physical_rows]
 
 

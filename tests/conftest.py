@@ -1,0 +1,53 @@
+"""Fixtures for all tests: one Ray, small model folders, small catalogs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports ray: a Ray of our own, on loopback, with short socket paths.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray with two logical GPUs, for all tests that need one."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        ray.init(
+            num_cpus=2,
+            num_gpus=2,
+            include_dashboard=False,
+            object_store_memory=200_000_000,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.2",
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model folder of jina-clip-v1's architecture, 48 dimensions, seeded weights."""
+    from model_folder import write_folder
+
+    return str(write_folder(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real catalogs and the reference, which are never part of the project."""
+    if not SHARED.exists():
+        pytest.skip("the real data lies beside the checkout, and is not there")
+    return SHARED
