@@ -123,8 +123,10 @@ def test_full_size_batch_of_mixed_lengths_and_1500_tokens():
 
 
 @needs_reference
-@pytest.mark.parametrize("name", ["tiny_a", "tiny_b", "full"])
-@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("tiny_a", "text"), ("tiny_b", "text"), ("full", "text"), ("tiny_a", "image"), ("tiny_b", "image")],
+)
 def test_goldens_alone_and_padded(name: str, kind: str):
     for case, inputs, want, _ in cases(name, kind):
         for row, target in zip(inputs, want, strict=True):

@@ -41,7 +41,9 @@ def describe_model(
     options = ModelOptions(dtype, preprocessing, max_tokens, jpeg_draft)
     folder = resolve(name, revision)
     if (kind := kind_of(folder)) != "jina-clip":
-        raise ModelError(f"{folder} holds a {kind} model, which this version cannot load.")
+        from pipeline.model import clip
+
+        return clip.describe(name, folder, kind, options)
     return describe_jina(name, folder, options, read_jina(folder, options), check_canary=True)
 
 
@@ -83,9 +85,13 @@ def load_model(
         raise ModelError(f"towers must name text, image or both, not {list(towers)}.")
     folder = resolve(name, revision)
     place = _device(device)
-    if (kind := kind_of(folder)) != "jina-clip":
-        raise ModelError(f"{folder} holds a {kind} model, which this version cannot load.")
-    model = _load_jina(name, folder, options, wanted, place, limits or ImageLimits(), check_canary)
+    limits = limits or ImageLimits()
+    if (kind := kind_of(folder)) == "jina-clip":
+        model = _load_jina(name, folder, options, wanted, place, limits, check_canary)
+    else:
+        from pipeline.model import clip
+
+        model = clip.load(name, folder, kind, options, wanted, place, limits, check_canary=check_canary)
     if compile:
         _compile(model, wanted)
     if check_canary:

@@ -135,13 +135,18 @@ def read_recipe(path: Path, size: int, *, style: Style, jpeg_draft: bool) -> Pix
     stated = values.get("size", size)
     if stated not in (size, [size, size]):
         raise ModelError(f"{path}: size is {stated!r}, but config.json's image_size is {size}.")
-    mean, std = (_three(path, values, key, at) for key, at in (("mean", PUBLISHED_MEAN), ("std", PUBLISHED_STD)))
+    mean, std = (three_numbers(path, values, key, at) for key, at in (("mean", PUBLISHED_MEAN), ("std", PUBLISHED_STD)))
     if min(std) <= 0:
         raise ModelError(f"{path}: std must be positive, not {std}.")
     return PixelRecipe(size=size, mean=mean, std=std, style=style, jpeg_draft=jpeg_draft)
 
 
-def _three(path: Path, values: dict[str, Any], key: str, default: Sequence[float]) -> tuple[float, float, float]:
+def three_numbers(path: Path, values: dict[str, Any], key: str, default: Sequence[float]) -> tuple[float, float, float]:
+    """One value a channel.
+
+    Raises:
+        ModelError: not three numbers.
+    """
     numbers = values.get(key, default)
     if (
         not isinstance(numbers, list | tuple)
