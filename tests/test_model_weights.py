@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,26 @@ def test_bad_inputs_are_rejected_with_their_reason(base: Path, tmp_path: Path):
     with pytest.raises(ImageRejected) as gone:
         model.embed_images([tmp_path / "gone.jpg"])
     assert gone.value.reason == Reason.IMAGE_NOT_FOUND
+
+
+def test_odd_inputs_are_taken(base: Path):
+    model = load_model(str(base))
+    assert np.isfinite(model.embed_texts(["\ud800 red", "\u200b", "[PAD] [PAD]", "x\0y"])).all()
+    crops = np.frombuffer(bytes(32 * 32 * 3), np.uint8).reshape(1, 32, 32, 3)  # read-only, as Arrow's memory is
+    assert np.isfinite(model.embed_crops(crops)).all()
+    for wrong in (crops[:, :31], crops.astype(np.float32)):
+        with pytest.raises(ValueError, match="uint8"):
+            model.embed_crops(wrong)  # type: ignore[arg-type]
+
+
+def test_threads_share_a_model(base: Path):
+    model, images = load_model(str(base)), [canary.draw(name) for name in canary.IMAGES]
+    alone = [model.prepare_image(image).crop for image in images], model.tokenize(TEXTS)
+    with ThreadPoolExecutor(8) as threads:
+        crops = list(threads.map(lambda index: model.prepare_image(images[index % 3]).crop, range(48)))
+        tokens = list(threads.map(lambda _: model.tokenize(TEXTS), range(48)))
+    assert all(np.array_equal(crop, alone[0][index % 3]) for index, crop in enumerate(crops))
+    assert all(batch == alone[1] for batch in tokens)
 
 
 def test_a_folder_without_canary_loads_with_one_warning(bare: Path, caplog: pytest.LogCaptureFixture):
@@ -383,6 +404,28 @@ def test_importing_the_room_loads_nothing_heavy():
     heavy = "{'torch', 'PIL', 'transformers', 'tokenizers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", f"import sys, pipeline.model; sys.exit(bool({heavy}))"], check=False)
     assert done.returncode == 0
+
+
+DEMO = Path(canary.__file__).parent / "demo"
+
+
+@pytest.mark.skipif(not (DEMO / "model.safetensors").is_file(), reason="the demo model is not in this checkout")
+def test_the_demo_model_is_stopped_by_a_flipped_bit_and_by_a_scaled_tensor(tmp_path: Path):
+    assert load_model("demo").card.has_canary
+    copy = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    path = copy / "model.safetensors"
+    whole = path.read_bytes()
+    for place in (len(whole) // 3, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        refused(copy, r"model\.safetensors is not the file that canary\.json records")
+    for key in ("text_model.transformer.encoder.layers.0.mlp.wo.weight", "vision_model.blocks.1.mlp.w3.weight"):
+        path.write_bytes(whole)
+        change_weights(copy, {key: 1.01 * load_file(path)[key]})
+        refused(copy, r"model\.safetensors is not the file that canary\.json records")
+        record_digests(copy)
+        with pytest.raises(ModelError, match=r"does not compute the vectors .* is off by"):
+            load_model(str(copy))
+        shutil.copy(DEMO / "canary.json", copy)
 
 
 @pytest.mark.slow

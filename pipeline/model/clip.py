@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import InputRejected, MissingExtra, ModelError
+from pipeline.errors import MissingExtra, ModelError
 from pipeline.model import weights
 from pipeline.model.identity import (
     CONFIG,
     DTYPES,
+    FILES,
     PIXELS,
     TOKENIZER,
     WEIGHTS,
@@ -33,8 +34,8 @@ from pipeline.model.identity import (
 )
 from pipeline.model.model import Model
 from pipeline.model.preprocess import PixelRecipe, three_numbers
-from pipeline.model.tokens import TokenBatch
-from pipeline.records import ImageLimits, Reason
+from pipeline.model.tokens import TokenBatch, readable
+from pipeline.records import ImageLimits
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -74,13 +75,9 @@ class ClipTokenizer:
         Raises:
             InputRejected: `text_empty` for an empty or blank text.
         """
-        for index, text in enumerate(texts):
-            if not text or text.isspace():
-                raise InputRejected(Reason.TEXT_EMPTY, f"text {index} is empty or blank")
-        if not texts:
-            return TokenBatch((), ())
+        texts = readable(texts)
         limit = min(max_tokens or self.limit, self.ceiling)
-        ids = self._tokenizer(list(texts), verbose=False)["input_ids"]
+        ids = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []
         cut = tuple(list(one) if len(one) <= limit else [*one[: limit - 1], one[-1]] for one in ids)
         return TokenBatch(cut, tuple(len(one) > limit for one in ids))
 
@@ -125,6 +122,11 @@ def describe(name: str, folder: Path, kind: Kind, options: ModelOptions, *, chec
         ModelError: what is wrong, in which file.
         MissingExtra: transformers is not installed.
     """
+    for file in (*FILES, TOKENIZER_CONFIG):
+        if not (folder / file).is_file():
+            raise ModelError(
+                f"{folder / file} is missing; a {kind} folder holds {', '.join(FILES)}, {TOKENIZER_CONFIG}."
+            )
     config = _config(folder)
     recipe = _recipe(folder, kind, config.vision_config.image_size, options)
     header = weights.read_header(folder / WEIGHTS)
@@ -134,10 +136,8 @@ def describe(name: str, folder: Path, kind: Kind, options: ModelOptions, *, chec
     found = {key: info for key, info in header.items() if not key.endswith("embeddings.position_ids")}
     weights.check_tensors(folder / WEIGHTS, found, expected)
     _tokenizer(folder, config, options)
-    settings = {**asdict(recipe), "max_tokens": options.max_tokens}
-    for file in (TOKENIZER, PIXELS):
-        if not (folder / file).is_file():
-            raise ModelError(f"{folder / file} is missing.")
+    tokenizer_config = weights.file_digest(folder / TOKENIZER_CONFIG)
+    settings = {**asdict(recipe), "max_tokens": options.max_tokens, "tokenizer_config": tokenizer_config}
     dim = config.projection_dim if kind == "clip" else config.vision_config.hidden_size
     return make_card(name, folder, kind, dim, options, settings, header, check_canary=check_canary)
 

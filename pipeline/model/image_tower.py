@@ -2,8 +2,7 @@
 sub-LayerNorms, read at the class token.
 
 Module and parameter names equal the published keys behind `vision_model.`. The rotary table is computed from the
-configuration wherever it is needed and never registered as a buffer: a buffer that is not saved comes back
-uninitialised from loaders that build on the meta device.
+configuration and never registered as a buffer: one that is not saved comes back uninitialised from meta-device loaders.
 """
 
 from __future__ import annotations
@@ -25,14 +24,9 @@ NORM_EPS = 1e-6
 ROPE_THETA = 10_000.0
 
 _FIXED: dict[str, object] = {
-    "fused_layer_norm": False,
-    "ls_init_value": None,
-    "naive_swiglu": True,
-    "post_norm": False,
-    "proj_type": None,
-    "qkv_bias": True,
-    "rope_embeddings": True,
-    "subln": True,
+    **dict.fromkeys(("naive_swiglu", "qkv_bias", "rope_embeddings", "subln"), True),
+    **dict.fromkeys(("fused_layer_norm", "post_norm"), False),
+    **dict.fromkeys(("ls_init_value", "proj_type"), None),
 }
 """Switches of the EVA02 family with one supported value each; all must be present, because absent ones mean others."""
 
@@ -41,9 +35,8 @@ _FIXED: dict[str, object] = {
 class ImageConfig:
     """Sizes of the image tower; the defaults are the published `vision_config`.
 
-    Attributes:
-        rope_grid: side of the grid that the rotary positions were trained on (`pt_hw_seq_len`).
-        has_scaled_rope: whether positions of another grid are scaled onto that one (`intp_freq`).
+    `rope_grid` is the side of the grid that the rotary positions were trained on (`pt_hw_seq_len`), `has_scaled_rope`
+    whether positions of another grid are scaled onto that one (`intp_freq`).
     """
 
     width: int = 768
@@ -142,10 +135,7 @@ def rope_table(config: ImageConfig, device: torch.device | str = "cpu") -> tuple
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn adjacent channel pairs of the patch tokens; the class token, token 0, stays.
 
-    Args:
-        x: queries or keys, (B, heads, 1 + patches, head_width).
-        cos: (patches, head_width), in the dtype of `x`.
-        sin: the same.
+    `x` is (B, heads, 1 + patches, head_width), the tables (patches, head_width) in its dtype.
     """
     patches = x[:, :, 1:]
     pairs = patches.reshape(*patches.shape[:-1], -1, 2)  # (B, heads, patches, head_width / 2, 2)
@@ -230,8 +220,8 @@ class ImageTower(nn.Module):
         self.blocks = nn.ModuleList([Block(config, attention) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.apply(_initialise)
-        nn.init.normal_(self.cls_token, std=0.02)
-        nn.init.normal_(self.pos_embed, std=0.02)
+        for embedding in (self.cls_token, self.pos_embed):
+            nn.init.normal_(embedding, std=0.02)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed a batch of images.

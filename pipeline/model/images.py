@@ -25,7 +25,7 @@ from pipeline.errors import ImageRejected, MissingExtra
 from pipeline.records import ImageLimits, Reason
 
 try:
-    from PIL import Image
+    from PIL import ExifTags, Image, features
 except ModuleNotFoundError as error:
     raise MissingExtra("Reading images needs Pillow; install it with: pip install 'twotower[search]'.") from error
 
@@ -60,8 +60,6 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation to what undoes it; 1 is upright, anything else is not an orientation."""
-
-_ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +147,7 @@ def _sniff(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":
-        if data[8:12] in (b"avif", b"avis") and _has_avif():
+        if data[8:12] in (b"avif", b"avis") and features.check("avif"):
             return "AVIF"
         brand = data[8:12].decode("latin-1")
         raise ImageRejected(
@@ -161,12 +159,6 @@ def _sniff(data: bytes) -> str:
     if b"<svg" in data[:1024].lower():
         raise ImageRejected(Reason.IMAGE_UNSUPPORTED_FORMAT, "SVG drawings are not supported; export them as PNG")
     raise ImageRejected(Reason.IMAGE_NOT_AN_IMAGE, f"the bytes begin with {data[:8]!r}, which is no known image format")
-
-
-def _has_avif() -> bool:
-    from PIL import features
-
-    return bool(features.check("avif"))
 
 
 def _check_shape(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -209,7 +201,7 @@ def _is_cut_short(kind: str, data: bytes) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF says nothing about the pixels: upright is all that can be assumed
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

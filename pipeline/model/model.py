@@ -185,7 +185,11 @@ class Model:
 
     def pixels(self, crops: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
         """Normalise uint8 (B, H, W, 3) to (B, 3, H, W) in the model's dtype, on its device."""
-        raw = self._to_device(np.ascontiguousarray(crops)).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        if crops.dtype != np.uint8 or crops.shape[1:] != (self.recipe.size, self.recipe.size, 3):
+            size = self.recipe.size
+            raise ValueError(f"crops must be uint8 (B, {size}, {size}, 3), not {crops.dtype} {crops.shape}")
+        # A copy, because torch refuses to share memory that is read-only, as Arrow's is.
+        raw = self._to_device(np.array(crops, order="C")).permute(0, 3, 1, 2)  # (B, 3, H, W)
         return ((raw.float() / 255 - self._mean) / self._std).to(self.dtype)
 
     def reset_counts(self) -> None:

@@ -85,15 +85,25 @@ class TextTokenizer:
         Raises:
             InputRejected: `text_empty` for an empty or blank text.
         """
-        for index, text in enumerate(texts):
-            if not text or text.isspace():
-                raise InputRejected(Reason.TEXT_EMPTY, f"text {index} is empty or blank")
+        texts = readable(texts)
         limit = min(max_tokens or self.max_tokens, self.ceiling)
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
+        encodings = self._tokenizer.encode_batch_fast(texts)
         ids = [encoding.ids for encoding in encodings]
         # Cutting before the last id is what truncation on the right does to one sequence with one end token.
         cut = tuple(one if len(one) <= limit else one[: limit - 1] + one[-1:] for one in ids)
         return TokenBatch(cut, tuple(len(one) > limit for one in ids))
+
+
+def readable(texts: Sequence[str]) -> list[str]:
+    """The texts as UTF-8 can hold them: a lone surrogate becomes a question mark.
+
+    Raises:
+        InputRejected: `text_empty` for an empty or blank text.
+    """
+    for index, text in enumerate(texts):
+        if not text or text.isspace():
+            raise InputRejected(Reason.TEXT_EMPTY, f"text {index} is empty or blank")
+    return [text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
 def _pad_id(tokenizer: Tokenizer) -> int | None:
