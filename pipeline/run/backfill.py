@@ -21,9 +21,10 @@ from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError, ReleaseRefused, RunInterrupted, TwotowerError, UsageError
 from pipeline.model import ModelCard, describe_model
 from pipeline.paths import absolute, is_uri, resolve
-from pipeline.run.embed import EmbedSettings, PartitionResult, Progress, ReuseSource
+from pipeline.run.embed import EmbedSettings, ReuseSource
 from pipeline.run.ledger import Ledger, work_key
 from pipeline.run.load import Loaded, commit, load, verify
+from pipeline.run.partition import PartitionResult
 from pipeline.run.plan import Plan, plan_rows
 from pipeline.run.pool import (
     ActorInfo,
@@ -37,7 +38,7 @@ from pipeline.run.pool import (
     ray_address,
     size_pool,
 )
-from pipeline.run.progress import ProgressDisplay
+from pipeline.run.progress import Progress, ProgressDisplay
 from pipeline.run.reduce import Reduction, write_table
 from pipeline.run.staging import write_atomically
 from pipeline.store.indices import build_indices

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import queue
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pipeline.catalog.fetch import Fetcher
-from pipeline.catalog.partitions import Catalog, Partition
-from pipeline.catalog.products import RowPlan, read_products
 from pipeline.errors import InputRejected
 from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
-from pipeline.run.staging import EmbeddedInput, StagedWriter, staged_schema
+from pipeline.run.progress import Progress
+from pipeline.run.staging import EmbeddedInput
 from pipeline.store.tables import Database, vectors_by_sha256
 
-_PREPARED_BATCHES = 2
 _NORM_TOLERANCE = 1e-3
-_TIMING = threading.Lock()
-STAGES = ("read", "fetch", "decode", "tokenise", "towers", "write")
 
 
 @dataclass(frozen=True)
@@ -52,38 +44,8 @@ class ReuseSource:
     images_version: int
 
 
-@dataclass
-class Progress:
-    """Counts and stage seconds, as they grow; decode and fetch seconds are summed over threads."""
-
-    rows: int = 0
-    products: int = 0
-    texts: int = 0
-    images: int = 0
-    embedded: int = 0
-    reused: int = 0
-    rejected: int = 0
-    rejected_rows: int = 0
-    truncated_texts: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the block's wall time to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            with _TIMING:
-                self.seconds[stage] += time.perf_counter() - start
-
-    def counts(self) -> dict[str, int]:
-        """The counts alone."""
-        return {name: value for name, value in vars(self).items() if name != "seconds"}
-
-
 @dataclass(slots=True)
-class _Pending:
+class Pending:
     """An input on its way: its bytes' hash, and the work that was begun for it."""
 
     product_id: str
@@ -154,7 +116,7 @@ class Embedder:
         self._known.clear()
         self._begun.clear()
 
-    def prepare(self, products: Sequence[Product]) -> list[_Pending]:
+    def prepare(self, products: Sequence[Product]) -> list[Pending]:
         """Fetch, hash and begin to decode; safe to run in another thread than `finish`, one batch ahead."""
         loads = [
             (product, image, self._threads.submit(self._load, image))
@@ -164,7 +126,7 @@ class Embedder:
         pending = [_pending_text(product) for product in products if product.text is not None]
         data: dict[int, bytes] = {}
         for product, image, load in loads:
-            item = _Pending(product.product_id, product.row, "image", image.ordinal, None)
+            item = Pending(product.product_id, product.row, "image", image.ordinal, None)
             try:
                 loaded, item.sha256 = load.result()
                 data[id(item)] = loaded
@@ -181,7 +143,7 @@ class Embedder:
                 item.text = None if item.rejection is None else item.text
         return pending
 
-    def finish(self, pending: Sequence[_Pending]) -> tuple[list[EmbeddedInput], list[Rejected]]:
+    def finish(self, pending: Sequence[Pending]) -> tuple[list[EmbeddedInput], list[Rejected]]:
         """Run both towers over what was begun, and give every input its vector or its rejection."""
         fresh = self._embed_texts(pending) | self._embed_images(pending)
         inputs: list[EmbeddedInput] = []
@@ -223,7 +185,7 @@ class Embedder:
         with self.progress.timed("decode"):
             return self.model.prepare_image(data, thumbnail=True)
 
-    def _look_up(self, pending: Sequence[_Pending]) -> None:
+    def _look_up(self, pending: Sequence[Pending]) -> None:
         """Take over vectors of the released tables for inputs that were not met yet."""
         if self._reuse is None:
             return
@@ -242,7 +204,7 @@ class Embedder:
                 self._known[kind, sha256] = _Known(vector, **row)
                 self._begun.add((kind, sha256))
 
-    def _embed_texts(self, pending: Sequence[_Pending]) -> set[int]:
+    def _embed_texts(self, pending: Sequence[Pending]) -> set[int]:
         """Embed the texts that are new; returns the ids of their items."""
         items = [i for i in pending if i.kind == "text" and i.text is not None and i.rejection is None]
         if not items:
@@ -256,9 +218,9 @@ class Embedder:
             self._known["text", item.sha256 or ""] = _checked(vector, _Known(vector))
         return {id(item) for item in items}
 
-    def _embed_images(self, pending: Sequence[_Pending]) -> set[int]:
+    def _embed_images(self, pending: Sequence[Pending]) -> set[int]:
         """Embed the images that are new; returns the ids of their items."""
-        items: list[_Pending] = []
+        items: list[Pending] = []
         prepared: list[Any] = []
         for item in pending:
             if item.decoded is None:
@@ -279,82 +241,9 @@ class Embedder:
         return {id(item) for item in items}
 
 
-@dataclass(frozen=True)
-class PartitionResult:
-    """What became of a partition: its staged file, and the counts that must add up."""
-
-    name: str
-    path: str
-    sha256: str
-    counts: Mapping[str, int]
-    seconds: Mapping[str, float]
-    wall_s: float
-
-
-def stage_partition(
-    embedder: Embedder, catalog: Catalog, partition: Partition, plan: RowPlan, path: str
-) -> PartitionResult:
-    """Read, embed and stage one partition; reading and decoding run one batch ahead of the towers."""
-    start = time.perf_counter()
-    embedder.forget()
-    progress = embedder.progress
-    counts_before, seconds_before = progress.counts(), dict(progress.seconds)
-    schema = staged_schema(embedder.model.dim, catalog.carried)
-    with StagedWriter(path, schema, catalog.carried) as writer:
-        for products, row_rejects, pending in _prepared(embedder, catalog, partition, plan):
-            inputs, rejects = embedder.finish(pending)
-            with progress.timed("write"):
-                writer.write(products, inputs, [*row_rejects, *rejects])
-            progress.products += sum(product.is_first for product in products)
-            progress.rows += len(products) + len(row_rejects)
-            progress.rejected_rows += len(row_rejects)
-    counts = {name: value - counts_before[name] for name, value in progress.counts().items()}
-    seconds = {name: value - seconds_before[name] for name, value in progress.seconds.items()}
-    return PartitionResult(partition.name, path, writer.sha256, counts, seconds, time.perf_counter() - start)
-
-
-def _prepared(
-    embedder: Embedder, catalog: Catalog, partition: Partition, plan: RowPlan
-) -> Iterator[tuple[list[Product], list[Rejected], list[_Pending]]]:
-    """Batches read and prepared by a thread of their own, a bounded number ahead."""
-    batches: queue.Queue[Any] = queue.Queue(_PREPARED_BATCHES)
-    is_over = threading.Event()
-
-    def put(item: object) -> None:
-        while not is_over.is_set():
-            try:
-                batches.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
-
-    def produce() -> None:
-        try:
-            reader = read_products(catalog, partition, plan)
-            while not is_over.is_set():
-                with embedder.progress.timed("read"):
-                    batch = next(reader, None)
-                if batch is None:
-                    return put(None)
-                put((*batch, embedder.prepare(batch[0])))
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=produce, name="reader", daemon=True)
-    thread.start()
-    try:
-        while (item := batches.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        is_over.set()
-        thread.join()
-
-
-def _pending_text(product: Product) -> _Pending:
+def _pending_text(product: Product) -> Pending:
     text = product.text or ""
-    item = _Pending(product.product_id, product.row, "text", None, hashlib.sha256(text.encode()).hexdigest(), text)
+    item = Pending(product.product_id, product.row, "text", None, hashlib.sha256(text.encode()).hexdigest(), text)
     if not text:
         item.rejection = InputRejected(Reason.TEXT_EMPTY, "title and description hold nothing but white space")
     return item

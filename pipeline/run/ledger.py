@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipeline.paths import resolve
-from pipeline.run.embed import PartitionResult
+from pipeline.run.partition import PartitionResult
 from pipeline.run.staging import file_sha256, write_atomically
 
 

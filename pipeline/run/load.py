@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
 from pipeline.paths import resolve
-from pipeline.run.embed import PartitionResult
+from pipeline.run.partition import PartitionResult
 from pipeline.run.pool import Stop, run_tasks
 from pipeline.run.reduce import (
     Reduction,

@@ -25,7 +25,9 @@ from pipeline.catalog.products import RowPlan
 from pipeline.config import Config
 from pipeline.errors import ClusterError, RunError, RunInterrupted, TwotowerError
 from pipeline.paths import exists
-from pipeline.run.embed import Embedder, EmbedSettings, PartitionResult, Progress, ReuseSource, stage_partition
+from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource
+from pipeline.run.partition import PartitionResult, stage_partition
+from pipeline.run.progress import Progress
 from pipeline.run.schedule import Schedule
 
 log = logging.getLogger(__name__)

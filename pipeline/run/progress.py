@@ -1,18 +1,52 @@
-"""How far a run is: a bar on a terminal, a plain line every ten seconds elsewhere."""
+"""How far a run is: counts and stage seconds, told as a bar on a terminal or a plain line every ten seconds."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TextIO
-
-from pipeline.run.embed import Progress
 
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
 _BAR_WIDTH = 24
+_TIMING = threading.Lock()
+STAGES = ("read", "fetch", "decode", "tokenise", "towers", "write")
+
+
+@dataclass
+class Progress:
+    """Counts and stage seconds, as they grow; decode and fetch seconds are summed over threads."""
+
+    rows: int = 0
+    products: int = 0
+    texts: int = 0
+    images: int = 0
+    embedded: int = 0
+    reused: int = 0
+    rejected: int = 0
+    rejected_rows: int = 0
+    truncated_texts: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's wall time to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with _TIMING:
+                self.seconds[stage] += time.perf_counter() - start
+
+    def counts(self) -> dict[str, int]:
+        """The counts alone."""
+        return {name: value for name, value in vars(self).items() if name != "seconds"}
 
 
 class ProgressDisplay:
