@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from pipeline.errors import MissingExtra, TwotowerError
+from pipeline.errors import MissingExtra, RunInterrupted, TwotowerError
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -41,7 +44,10 @@ def run_job(job: Callable[[], Mapping[str, Any] | None], *, as_json: bool = Fals
         The result's `exit_code` if it has one, else 0; for an error its own code, with its sentence on standard error.
     """
     try:
-        result = dict(job() or {})
+        with _interruptible():
+            result = dict(job() or {})
+    except KeyboardInterrupt:
+        return fail(RunInterrupted("stopped by a signal; run the same command again"), as_json=as_json)
     except TwotowerError as error:
         return fail(error, as_json=as_json)
     except ModuleNotFoundError as error:
@@ -58,6 +64,19 @@ def run_job(job: Callable[[], Mapping[str, Any] | None], *, as_json: bool = Fals
     if as_json:
         print(json.dumps(result, default=str), flush=True)
     return code
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM as a KeyboardInterrupt, like Ctrl-C, from the first import on; a run takes both over as it starts Ray."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fail(error: TwotowerError, *, as_json: bool) -> int:

@@ -273,9 +273,12 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _local_environment() -> Iterator[None]:
-    """A Ray of our own on loopback needs no token, whatever the environment says about other clusters."""
+    """A Ray of our own on loopback needs no token; where the environment asks for one, it has one all the same.
+
+    Ray has read an explicit mode as it was imported, so another one would hold for its processes, but not for us.
+    """
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.pop("RAY_ADDRESS", None)
     try:
         yield
