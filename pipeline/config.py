@@ -163,6 +163,16 @@ class Config:
         """Folder or prefix of the staged partitions."""
         return self.staging.path or f"{self.db.rstrip('/')}/_staging"
 
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What decides which vectors a model gives, its dtype apart: arguments of `load_model`."""
+        return {
+            "preprocessing": self.images.preprocessing,
+            "max_tokens": self.model.max_tokens,
+            "jpeg_draft": self.images.jpeg_draft,
+            "revision": self.model.revision,
+        }
+
 
 def load_config(file: str | None = None, sets: Iterable[str] = (), **given: Any) -> Config:
     """Read a TOML file, then apply `key=value` settings, dotted as in `pool.gpus=2`.

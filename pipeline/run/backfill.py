@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import pyarrow.compute as pc
 
 from pipeline.catalog.partitions import Catalog, open_catalog
 from pipeline.catalog.products import RowPlan
 from pipeline.config import Config
-from pipeline.errors import ClusterError, ConfigError, ReleaseRefused, RunInterrupted, TwotowerError, UsageError
-from pipeline.model import ModelCard, describe_model
+from pipeline.errors import ClusterError, ConfigError, RunInterrupted, TwotowerError, UsageError
+from pipeline.model import describe_model
 from pipeline.paths import absolute, is_uri, resolve
 from pipeline.run.embed import EmbedSettings, ReuseSource
 from pipeline.run.ledger import Ledger, work_key
-from pipeline.run.load import Loaded, commit, load, verify
+from pipeline.run.load import load
 from pipeline.run.partition import PartitionResult
 from pipeline.run.plan import Plan, plan_rows
 from pipeline.run.pool import (
-    ActorInfo,
     Pool,
     PoolSize,
     Stop,
@@ -38,43 +32,15 @@ from pipeline.run.pool import (
     ray_address,
     size_pool,
 )
-from pipeline.run.progress import Progress, ProgressDisplay
-from pipeline.run.reduce import Reduction, write_table
+from pipeline.run.progress import ProgressDisplay
+from pipeline.run.reduce import Reduction
+from pipeline.run.release import Gate, check_base, check_rejects, is_unchanged, release
+from pipeline.run.report import Run, record, report
 from pipeline.run.staging import write_atomically
-from pipeline.store.indices import build_indices
-from pipeline.store.releases import Release, newest_release, now, publish
-from pipeline.store.schemas import TABLES, products_schema, runs_schema
-from pipeline.store.tables import Database, append_row, restore
+from pipeline.store.releases import newest_release, now
+from pipeline.store.tables import Database
 
 log = logging.getLogger(__name__)
-
-Gate = Callable[[Config, Release | None], None]
-"""Handed in by the job: raises ReleaseRefused where the committed tables make search worse than the release."""
-
-
-@dataclass
-class Run:
-    """One run as it goes: what it found, counted and measured. The report is made from it."""
-
-    config: Config
-    job: str
-    run_id: str
-    started_at: datetime
-    card: ModelCard
-    base: Release | None
-    seconds: dict[str, float] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Progress)
-    actors: list[ActorInfo] = field(default_factory=list)
-    loaded: Loaded | None = None
-    deleted: int = 0
-    release: Release | None = None
-    begun: float = field(default_factory=time.monotonic)
-
-    def stage(self, name: str, since: float) -> float:
-        """Book the time since a moment to a stage; returns the present moment."""
-        moment = time.monotonic()
-        self.seconds[name] = self.seconds.get(name, 0.0) + moment - since
-        return moment
 
 
 def backfill(
@@ -99,7 +65,7 @@ def backfill(
     """
     config = settle_paths(config)
     catalog = open_catalog(config.catalog_uri, config.catalog, config.columns, images_root=config.images.root)
-    card = describe_model(config.model_name, dtype=config.model.dtype, **model_settings(config))
+    card = describe_model(config.model_name, dtype=config.model.dtype, **config.model_settings)
     db = Database(config.db)
     base = newest_release(db)
     run = Run(config, "backfill", uuid.uuid4().hex[:12], now(), card, base)
@@ -165,47 +131,6 @@ def settle_paths(config: Config) -> Config:
     replaced["staging"] = type(config.staging)(given["staging.path"])
     replaced["images"] = type(config.images)(**{**asdict_shallow(config.images), "root": given["images.root"]})
     return Config(**replaced)
-
-
-def model_settings(config: Config) -> dict[str, Any]:
-    """The settings that decide which vectors a model gives, its dtype apart: arguments of `load_model`."""
-    return {
-        "preprocessing": config.images.preprocessing,
-        "max_tokens": config.model.max_tokens,
-        "jpeg_draft": config.images.jpeg_draft,
-        "revision": config.model.revision,
-    }
-
-
-def check_base(db: Database, run: Run, how: Reduction, plan: Plan) -> bool:
-    """Whether the run makes the tables whole and new: on a first load, or where old rows could not stand beside new.
-
-    Raises:
-        ConfigError: the new rows cannot stand beside the old ones, and the catalog does not cover those.
-    """
-    if run.base is None:
-        return True
-    old = db.dataset("products", run.base.versions["products"])
-    schema = products_schema(how.dim, how.carried)
-    differences = {
-        f"model (fingerprint {run.base.fingerprint[:12]}, now {run.card.fingerprint[:12]})": run.base.fingerprint
-        != run.card.fingerprint,
-        f"average.text_weight ({run.base.average_text_weight}, now {how.text_weight})": run.base.average_text_weight
-        != how.text_weight,
-        "columns of products": [(f.name, f.type) for f in old.schema] != [(f.name, f.type) for f in schema],
-    }
-    differing = [name for name, is_different in differences.items() if is_different]
-    if not differing:
-        return False
-    ids = old.to_table(columns=["product_id"]).column("product_id")
-    covered = pc.sum(pc.is_in(ids, plan.product_ids)).as_py() or 0
-    if covered < len(ids):
-        raise ConfigError(
-            f"release {run.base.release} was made with another {' and another '.join(differing)}, and "
-            f"{len(ids) - covered:,} of its {len(ids):,} products are not in this catalog: their vectors would not be "
-            "comparable. Backfill a catalog that holds all of them, use the old settings, or another --db"
-        )
-    return True
 
 
 def check_cluster(config: Config, catalog: Catalog, run_id: str, stop: Stop) -> None:
@@ -305,145 +230,6 @@ def embed(run: Run, catalog: Catalog, plan: Plan, *, fresh: bool, stop: Stop) ->
     return results
 
 
-def check_rejects(run: Run) -> None:
-    """Refuse a run that lost too much, or has nothing to show; its rejects are kept for reading.
-
-    Raises:
-        ReleaseRefused: the share of rejected inputs is over `max_reject_share`, or no product has a vector.
-    """
-    progress, loaded = run.progress, run.loaded
-    assert loaded is not None
-    inputs = progress.texts + progress.images
-    share = progress.rejected / inputs if inputs else 0.0
-    if share <= run.config.max_reject_share and loaded.products:
-        return
-    path = f"{run.config.staging_path}/rejects-{run.run_id}.parquet"
-    write_table(path, loaded.rejects)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in loaded.reasons.items())
-    if not loaded.products:
-        raise ReleaseRefused(f"no product of the catalog has a valid text or image ({reasons}); nothing was released")
-    raise ReleaseRefused(
-        f"{progress.rejected:,} of {inputs:,} inputs were rejected, {share:.1%}; max_reject_share is "
-        f"{run.config.max_reject_share:.1%} ({reasons}). Nothing was released; the rejects are in {path}"
-    )
-
-
-def is_unchanged(db: Database, run: Run, how: Reduction) -> bool:
-    """Whether the run's products and rejects are what the newest release holds already."""
-    base, loaded = run.base, run.loaded
-    if base is None or loaded is None or base.fingerprint != run.card.fingerprint:
-        return False
-    if base.average_text_weight != how.text_weight or base.checks.get("content") != f"{loaded.content:032x}":
-        return False
-    keys = ["product_id", "partition", "row", "input", "reason", "sha256"]
-    old = db.dataset("rejects", base.versions["rejects"]).to_table(columns=keys)
-    return sorted(map(repr, old.to_pylist())) == sorted(map(repr, loaded.rejects.select(keys).to_pylist()))
-
-
-def release(
-    db: Database, run: Run, how: Reduction, plan: Plan, *, is_whole: bool, gate: Gate | None, stop: Stop
-) -> None:
-    """Commit, index, verify and publish: short from the first commit on, and visible with the row at its end."""
-    loaded, base = run.loaded, run.base
-    assert loaded is not None
-    stop.check()
-    if base is not None:
-        restore(db, base.versions)
-    commit(db, loaded, how, is_whole=is_whole, partitions=sorted(plan.pending), run_id=run.run_id)
-    if base is not None:
-        run.deleted = _lost_products(db, base)
-    index = build_indices(db.uri, min_rows=run.config.release.index_min_rows)
-    checks = verify(db, index)
-    if gate is not None:
-        gate(run.config, base)
-    released = Release(
-        release=base.release + 1 if base else 1,
-        parent=base.release if base else None,
-        created_at=now(),
-        versions={table: db.latest_version(table) for table in TABLES},
-        model=run.config.model_name,
-        model_id=run.card.model_id,
-        fingerprint=run.card.fingerprint,
-        average_text_weight=how.text_weight,
-        index=index,
-        counts=counts(run),
-        checks=checks,
-        model_settings=model_settings(run.config),
-    )
-    run.release = publish(db, released, run_id=run.run_id)
-
-
-def counts(run: Run) -> dict[str, int]:
-    """What the run counted: `inputs = texts + images = embedded + reused + rejected`; whole rows are apart."""
-    progress, loaded = run.progress, run.loaded
-    row_rejects = pc.sum(pc.equal(loaded.rejects.column("input"), "row")).as_py() or 0 if loaded else 0
-    return {
-        "products": loaded.products if loaded else 0,
-        "inputs": progress.texts + progress.images,
-        "texts": progress.texts,
-        "images": progress.images,
-        "embedded": progress.embedded,
-        "reused": progress.reused,
-        "rejected": progress.rejected,
-        "rejected_rows": row_rejects,
-        "deleted": run.deleted,
-        "truncated_texts": progress.truncated_texts,
-    }
-
-
-def report(run: Run) -> dict[str, Any]:
-    """The run as one JSON-able object."""
-    current = run.release or run.base
-    seconds = time.monotonic() - run.begun
-    embed_s = max(run.seconds.get("embed", 0.0), 1e-9)
-    return {
-        **counts(run),
-        "release": current.release if current else None,
-        "released": run.release is not None,
-        "seconds": round(seconds, 3),
-        "run_id": run.run_id,
-        "job": run.job,
-        "db": run.config.db,
-        "reasons": dict(run.loaded.reasons) if run.loaded else {},
-        "model": run.config.model_name,
-        "model_id": run.card.model_id,
-        "fingerprint": run.card.fingerprint,
-        "dim": run.card.dim,
-        "actors": [asdict(info) for info in run.actors],
-        "run_seconds": {name: round(value, 3) for name, value in run.seconds.items()},
-        "stage_seconds": {name: round(value, 3) for name, value in run.progress.seconds.items()},
-        "rates": {
-            "inputs_per_s": round((run.progress.texts + run.progress.images) / embed_s, 1),
-            "images_per_s": round(run.progress.images / embed_s, 1),
-        },
-        "versions": dict(current.versions) if current else {},
-        "index": dict(current.index) if current else {},
-    }
-
-
-def record(db: Database, run: Run, status: str, error: str | None) -> None:
-    """Add the run's row to `runs`, whatever became of it."""
-    told = report(run)
-    row: Mapping[str, object] = {
-        "run_id": run.run_id,
-        "job": run.job,
-        "status": status,
-        "started_at": run.started_at,
-        "seconds": told["seconds"],
-        "release": run.release.release if run.release else None,
-        "catalog": run.config.catalog_uri,
-        "model": run.config.model_name,
-        "model_id": run.card.model_id,
-        "fingerprint": run.card.fingerprint,
-        "counts": json.dumps(counts(run)),
-        "stages": json.dumps({**told["run_seconds"], **told["stage_seconds"]}),
-        "rates": json.dumps(told["rates"]),
-        "versions": json.dumps(told["versions"]),
-        "error": error,
-    }
-    append_row(db, "runs", runs_schema(), row)
-
-
 def asdict_shallow(value: Any) -> dict[str, Any]:
     """A dataclass's own fields, nested ones as they are."""
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
@@ -454,7 +240,7 @@ def _settings(config: Config, size: PoolSize) -> EmbedSettings:
         model_name=config.model_name,
         dtype=config.model.dtype,
         device=config.model.device,
-        settings=model_settings(config),
+        settings=config.model_settings,
         compile=config.model.compile,
         limits=config.images.limits,
         decode_threads=size.decode_threads,
@@ -464,10 +250,3 @@ def _settings(config: Config, size: PoolSize) -> EmbedSettings:
 
 def _plan_key(plan: RowPlan) -> tuple[object, ...]:
     return (sorted(plan.rejected.items()), sorted(plan.followers), sorted(plan.skipped))
-
-
-def _lost_products(db: Database, base: Release) -> int:
-    """How many products of the release are not in the committed table any more."""
-    old = db.dataset("products", base.versions["products"]).to_table(columns=["product_id"]).column("product_id")
-    new = db.dataset("products").to_table(columns=["product_id"]).column("product_id")
-    return len(old) - int(pc.sum(pc.is_in(old, new)).as_py() or 0)

@@ -1,0 +1,130 @@
+"""From staged partitions to what readers see: whether the result may be released, and its release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyarrow.compute as pc
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError, ReleaseRefused
+from pipeline.run.load import commit, verify
+from pipeline.run.plan import Plan
+from pipeline.run.pool import (
+    Stop,
+)
+from pipeline.run.reduce import Reduction, write_table
+from pipeline.run.report import Run, counts
+from pipeline.store.indices import build_indices
+from pipeline.store.releases import Release, now, publish
+from pipeline.store.schemas import TABLES, products_schema
+from pipeline.store.tables import Database, restore
+
+Gate = Callable[[Config, Release | None], None]
+"""Handed in by the job: raises ReleaseRefused where the committed tables make search worse than the release."""
+
+
+def check_base(db: Database, run: Run, how: Reduction, plan: Plan) -> bool:
+    """Whether the run makes the tables whole and new: on a first load, or where old rows could not stand beside new.
+
+    Raises:
+        ConfigError: the new rows cannot stand beside the old ones, and the catalog does not cover those.
+    """
+    if run.base is None:
+        return True
+    old = db.dataset("products", run.base.versions["products"])
+    schema = products_schema(how.dim, how.carried)
+    differences = {
+        f"model (fingerprint {run.base.fingerprint[:12]}, now {run.card.fingerprint[:12]})": run.base.fingerprint
+        != run.card.fingerprint,
+        f"average.text_weight ({run.base.average_text_weight}, now {how.text_weight})": run.base.average_text_weight
+        != how.text_weight,
+        "columns of products": [(f.name, f.type) for f in old.schema] != [(f.name, f.type) for f in schema],
+    }
+    differing = [name for name, is_different in differences.items() if is_different]
+    if not differing:
+        return False
+    ids = old.to_table(columns=["product_id"]).column("product_id")
+    covered = pc.sum(pc.is_in(ids, plan.product_ids)).as_py() or 0
+    if covered < len(ids):
+        raise ConfigError(
+            f"release {run.base.release} was made with another {' and another '.join(differing)}, and "
+            f"{len(ids) - covered:,} of its {len(ids):,} products are not in this catalog: their vectors would not be "
+            "comparable. Backfill a catalog that holds all of them, use the old settings, or another --db"
+        )
+    return True
+
+
+def check_rejects(run: Run) -> None:
+    """Refuse a run that lost too much, or has nothing to show; its rejects are kept for reading.
+
+    Raises:
+        ReleaseRefused: the share of rejected inputs is over `max_reject_share`, or no product has a vector.
+    """
+    progress, loaded = run.progress, run.loaded
+    assert loaded is not None
+    inputs = progress.texts + progress.images
+    share = progress.rejected / inputs if inputs else 0.0
+    if share <= run.config.max_reject_share and loaded.products:
+        return
+    path = f"{run.config.staging_path}/rejects-{run.run_id}.parquet"
+    write_table(path, loaded.rejects)
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in loaded.reasons.items())
+    if not loaded.products:
+        raise ReleaseRefused(f"no product of the catalog has a valid text or image ({reasons}); nothing was released")
+    raise ReleaseRefused(
+        f"{progress.rejected:,} of {inputs:,} inputs were rejected, {share:.1%}; max_reject_share is "
+        f"{run.config.max_reject_share:.1%} ({reasons}). Nothing was released; the rejects are in {path}"
+    )
+
+
+def is_unchanged(db: Database, run: Run, how: Reduction) -> bool:
+    """Whether the run's products and rejects are what the newest release holds already."""
+    base, loaded = run.base, run.loaded
+    if base is None or loaded is None or base.fingerprint != run.card.fingerprint:
+        return False
+    if base.average_text_weight != how.text_weight or base.checks.get("content") != f"{loaded.content:032x}":
+        return False
+    keys = ["product_id", "partition", "row", "input", "reason", "sha256"]
+    old = db.dataset("rejects", base.versions["rejects"]).to_table(columns=keys)
+    return sorted(map(repr, old.to_pylist())) == sorted(map(repr, loaded.rejects.select(keys).to_pylist()))
+
+
+def release(
+    db: Database, run: Run, how: Reduction, plan: Plan, *, is_whole: bool, gate: Gate | None, stop: Stop
+) -> None:
+    """Commit, index, verify and publish: short from the first commit on, and visible with the row at its end."""
+    loaded, base = run.loaded, run.base
+    assert loaded is not None
+    stop.check()
+    if base is not None:
+        restore(db, base.versions)
+    commit(db, loaded, how, is_whole=is_whole, partitions=sorted(plan.pending), run_id=run.run_id)
+    if base is not None:
+        run.deleted = _lost_products(db, base)
+    index = build_indices(db.uri, min_rows=run.config.release.index_min_rows)
+    checks = verify(db, index)
+    if gate is not None:
+        gate(run.config, base)
+    released = Release(
+        release=base.release + 1 if base else 1,
+        parent=base.release if base else None,
+        created_at=now(),
+        versions={table: db.latest_version(table) for table in TABLES},
+        model=run.config.model_name,
+        model_id=run.card.model_id,
+        fingerprint=run.card.fingerprint,
+        average_text_weight=how.text_weight,
+        index=index,
+        counts=counts(run),
+        checks=checks,
+        model_settings=run.config.model_settings,
+    )
+    run.release = publish(db, released, run_id=run.run_id)
+
+
+def _lost_products(db: Database, base: Release) -> int:
+    """How many products of the release are not in the committed table any more."""
+    old = db.dataset("products", base.versions["products"]).to_table(columns=["product_id"]).column("product_id")
+    new = db.dataset("products").to_table(columns=["product_id"]).column("product_id")
+    return len(old) - int(pc.sum(pc.is_in(old, new)).as_py() or 0)
