@@ -32,6 +32,7 @@ from pipeline.store.tables import Database, replace_all, replace_rows, write_row
 
 _BUCKET_BYTES = 256_000_000
 _IMAGES_PER_TASK = 200_000
+_BRIEF_INPUTS = 20_000  # as many are reduced and written within a second or two
 
 
 @dataclass
@@ -106,7 +107,7 @@ def load(
     ]
     empty: list[tuple[str, str, int]] = []
     ordinal_paths: list[str] = []
-    for reduced in run_tasks(_reduce_bucket, tasks, stop=stop):
+    for reduced in run_tasks(_reduce_bucket, tasks, stop=stop, is_brief=inputs <= _BRIEF_INPUTS):
         loaded.fragments["products"] += reduced.fragments
         loaded.ids.append(reduced.ids)
         loaded.products += reduced.products
@@ -118,7 +119,7 @@ def load(
     rejects = [empty_product_rejects(empty, run_id)]
     images = 0
     groups = [(db, group, how, is_whole, ordinal_paths, run_id) for group in _groups(sources, results)]
-    for fragments, count, rejected in run_tasks(_write_images, groups, stop=stop):
+    for fragments, count, rejected in run_tasks(_write_images, groups, stop=stop, is_brief=inputs <= _BRIEF_INPUTS):
         loaded.fragments["images"] += fragments
         images += count
         rejects.append(rejected)

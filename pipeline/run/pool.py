@@ -536,15 +536,25 @@ class Pool:
         self._actors.clear()
 
 
-def run_tasks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], *, stop: Stop) -> list[Any]:
-    """Run a function over argument tuples, as Ray tasks; a single one runs here, where it costs no process.
+def run_tasks(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], *, stop: Stop, is_brief: bool = False
+) -> list[Any]:
+    """Run a function over argument tuples, as Ray tasks.
+
+    Args:
+        function: takes what a tuple holds.
+        arguments: one tuple a task.
+        stop: cancels the tasks when it is set.
+        is_brief: a single call takes a second or two; it is made here, where it costs no process.
 
     Raises:
         RunInterrupted: `stop` was set.
     """
     stop.check()
-    if len(arguments) <= 1:
-        return [function(*arguments[0])] if arguments else []
+    if not arguments:
+        return []
+    if is_brief and len(arguments) == 1:
+        return [function(*arguments[0])]
     task = ray.remote(num_cpus=1, max_retries=2)(function)
     waiting = [task.remote(*a) for a in arguments]
     pending = waiting
