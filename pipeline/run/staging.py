@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,7 +110,9 @@ class StagedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._sink.inner.close()
+            with contextlib.suppress(OSError):  # what failed already is told by the error on its way
+                self._writer.close()
+                self._sink.inner.close()
             self._filesystem.delete_file(self._target)
             return
         self._writer.close()
