@@ -85,7 +85,7 @@ def test_no_text_becomes_markup(text):
 
 
 def test_the_picture_has_a_tile_for_every_hit(tmp_path):
-    titles = ["red dress", None, "word" * 80, "many words " * 40, "", *NASTY]
+    titles = ["red dress", None, "word" * 80, "many words " * 40, "", "HeatTec® żółć 赤いドレス", *NASTY]
     thumbnails = {"p0": jpeg((200, 0, 0), (30, 120)), "p1": jpeg((0, 0, 200), (220, 20)), "p2": b"broken"}
     sections = [Section("diversified", hits(titles, cluster=1), "note " * 90), Section("empty", [])]
     path = contact_sheet(sections, tmp_path / "s.png", query="q " * 400, thumbnails=thumbnails, note="release 1")

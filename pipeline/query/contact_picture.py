@@ -28,6 +28,8 @@ MAX_TILES = 400
 _BACK, _CARD, _LINE, _TEXT, _SOFT, _BLANK = "#f4f4f2", "#ffffff", "#dcdcd6", "#1b1b1a", "#63635f", "#ececea"
 _BADGES = ("#2f5fb3", "#a8440f", "#22783c", "#8a3c94", "#8f6400", "#0f7479", "#b02a57", "#57575a")
 
+_WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -46,9 +48,9 @@ def picture(sections: Sequence[Section], *, query: str, thumbnails: Mapping[str,
     sheet = Image.new("RGB", (width, head + sum(heights) + MARGIN_PX - GAP_PX), _BACK)
     draw = ImageDraw.Draw(sheet)
     inner = width - 2 * MARGIN_PX
-    draw.text((MARGIN_PX, MARGIN_PX), _cut(visible(query), _font(32), inner), _TEXT, _font(32))
+    _write(draw, (MARGIN_PX, MARGIN_PX), visible(query), 32, inner, _TEXT)
     if note:
-        draw.text((MARGIN_PX, MARGIN_PX + 44), _cut(visible(note), _font(16), inner), _SOFT, _font(16))
+        _write(draw, (MARGIN_PX, MARGIN_PX + 44), visible(note), 16, inner, _SOFT)
     top = head
     for section, hits, height in zip(sections, shown, heights, strict=True):
         _label(draw, section, top + 18, inner)
@@ -65,11 +67,8 @@ def picture(sections: Sequence[Section], *, query: str, thumbnails: Mapping[str,
 
 
 def _label(draw: ImageDraw.ImageDraw, section: Section, top: int, width: int) -> None:
-    label = _cut(visible(section.label), _font(21), width)
-    draw.text((MARGIN_PX, top), label, _TEXT, _font(21))
-    used = draw.textlength(label, _font(21)) + 14
-    note = _cut(visible(section.note), _font(15), width - used)
-    draw.text((MARGIN_PX + used, top + 5), note, _SOFT, _font(15))
+    used = _write(draw, (MARGIN_PX, top), visible(section.label), 21, width, _TEXT) + 14
+    _write(draw, (MARGIN_PX + used, top + 5), visible(section.note), 15, width - used, _SOFT)
 
 
 def _tile(
@@ -91,10 +90,22 @@ def _tile(
         badge = (left + 8, top + 8, left + 8 + width, top + 29)
         draw.rounded_rectangle(badge, radius=10, fill=_BADGES[shown.cluster % len(_BADGES)])
         draw.text((left + 8 + width / 2, top + 18), text, "#ffffff", _font(13), anchor="mm")
-    for number, line in enumerate(_lines(shown.title, _font(15), inner)):
-        draw.text((left + 10, top + IMAGE_PX + 7 + 19 * number), line, _TEXT, _font(15))
-    draw.text((left + 10, top + IMAGE_PX + 48), _cut(shown.category, _font(13), inner), _SOFT, _font(13))
+    title = _drawable(shown.title)
+    for number, line in enumerate(_lines(title, _font(15, title), inner)):
+        draw.text((left + 10, top + IMAGE_PX + 7 + 19 * number), line, _TEXT, _font(15, title))
+    _write(draw, (left + 10, top + IMAGE_PX + 48), shown.category, 13, inner, _SOFT)
     draw.text((left + 10, top + IMAGE_PX + 67), f"{hit.rank}.  score {shown.score}", _SOFT, _font(13))
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size_px: int, width: float, colour: str
+) -> float:
+    """Draw a text on one line, cut to `width`; returns how wide it came out."""
+    text = _drawable(text)
+    font = _font(size_px, text)
+    line = _cut(text, font, width)
+    draw.text(at, line, colour, font)
+    return float(font.getlength(line))
 
 
 def _fitted(thumbnail: bytes | None) -> Image.Image | None:
@@ -140,6 +151,32 @@ def _cut(text: str, font: Font, width: float) -> str:
     return text[:low].rstrip() + "…"
 
 
+def _drawable(text: str) -> str:
+    return text[:400].replace("®", "(R)").replace("©", "(C)")
+
+
+def _font(size_px: int, text: str = "") -> Font:
+    """Pillow's own font; for a text that it has no glyphs for, one of the machine's, where there is a better one."""
+    own = _own_font(size_px)
+    if text.isascii() or not any(_is_missing(own, character) for character in set(text) if ord(character) > 127):
+        return own
+    return _machine_font(size_px) or own
+
+
+def _is_missing(font: Font, character: str) -> bool:
+    return bytes(font.getmask(character)) == bytes(font.getmask("\U0010fffe"))
+
+
 @cache
-def _font(size_px: int) -> Font:
+def _own_font(size_px: int) -> Font:
     return ImageFont.load_default(size=size_px)
+
+
+@cache
+def _machine_font(size_px: int) -> Font | None:
+    for name in _WIDE_FONTS:
+        try:
+            return ImageFont.truetype(name, size_px)
+        except OSError:
+            continue
+    return None
