@@ -568,6 +568,8 @@ def run_tasks(
         return list(ray.get(waiting))
     except RayTaskError as error:
         raise _cause(error) from error
+    except RayError as error:
+        raise RunError(f"a worker failed: {_first_line(error)}") from error
 
 
 def _with_control(cls: type[EmbedWorker]) -> type[EmbedWorker]:
