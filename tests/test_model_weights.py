@@ -190,6 +190,20 @@ def test_odd_inputs_are_taken(base: Path):
             model.embed_crops(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs Linux's list of mapped files")
+def test_float32_weights_are_mapped_and_not_copied(folder: Path):
+    model = load_model(str(folder))
+    lines = [
+        line
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(f"{folder}/model.safetensors")
+    ]
+    spans = [[int(part, 16) for part in line.split()[0].split("-")] for line in lines]
+    for tower in (model.text_tower, model.image_tower):
+        for parameter in tower.parameters():
+            assert any(start <= parameter.data_ptr() < end for start, end in spans)
+
+
 def test_threads_share_a_model(base: Path):
     model, images = load_model(str(base)), [canary.draw(name) for name in canary.IMAGES]
     alone = [model.prepare_image(image).crop for image in images], model.tokenize(TEXTS)

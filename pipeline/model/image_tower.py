@@ -20,7 +20,6 @@ from pipeline.model.config import Section
 
 NORM_EPS = 1e-6
 """Every LayerNorm of this tower; the published code builds them all with it."""
-
 ROPE_THETA = 10_000.0
 
 _FIXED: dict[str, object] = {

@@ -118,6 +118,7 @@ def read_rgb(
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    data = bytes(data)  # a view of an Arrow buffer has no `startswith`
     if not data:
         raise ImageRejected(Reason.IMAGE_EMPTY, "the image holds no bytes")
     if len(data) > limits.max_bytes:

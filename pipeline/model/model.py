@@ -1,4 +1,8 @@
-"""A loaded model: texts and images in, unit vectors out."""
+"""A loaded model: texts and images in, unit vectors out.
+
+The path is one for all devices. What a GPU adds is pinned memory and copies that do not block; no GPU has run it yet,
+so the batch sizes under `cuda` are guesses.
+"""
 
 from __future__ import annotations
 
