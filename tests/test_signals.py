@@ -22,7 +22,7 @@ from pipeline.run.pool import Stop, run_tasks
 from pipeline.run.staging import file_sha256
 
 PARTITIONS, PRODUCTS, IMAGES = 8, 20, 4
-ENDS_WITHIN_S = 20  # a few seconds on a machine that has nothing else to do
+ENDS_WITHIN_S = 60  # a few seconds on a machine that has nothing else to do; a Ray that is starting starts first
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +99,18 @@ def test_a_second_signal_ends_at_once(catalog: str, tiny_model: str, tmp_path: P
     job.wait_until(lambda: "SIGTERM: ending in order" in job.log)
     job.signal(signal.SIGTERM)
     assert job.end() == -signal.SIGTERM
-    assert job.left_behind() == []
+    assert job.left_behind(within_s=120) == []  # Ray's agents look for their parent now and then
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "child", [pytest.param("gcs_server", id="ray.init"), pytest.param("EmbedWorker", id="the model is loaded")]
+    "child",
+    [
+        pytest.param("gcs_server", id="Ray starts"),
+        pytest.param("raylet/raylet", id="Ray has nearly started"),
+        pytest.param("EmbedWorker", id="the model is loaded"),
+    ],
 )
 def test_a_signal_before_any_work(child: str, catalog: str, tiny_model: str, tmp_path: Path) -> None:
     job = start(catalog, tiny_model, tmp_path)

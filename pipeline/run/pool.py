@@ -171,8 +171,7 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield self  # signals belong to the main thread, and whoever runs there
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        self.take_over()
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield self
         finally:
@@ -180,10 +179,13 @@ class Stop:
                 signal.signal(number, handler)
 
     def take_over(self) -> None:
-        """Put our handlers in place, again after ray.init, which sets a SIGTERM handler of its own."""
-        if not self.is_set and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
+        """Put our handlers in place again: Ray's native part sets one that prints a stack and aborts 3 seconds on."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if self.is_set:
+            signal.alarm(0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL if self.is_set else self._on_signal)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         for again in (signal.SIGTERM, signal.SIGINT):
@@ -217,15 +219,28 @@ def connected(config: Config, stop: Stop) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        try:
+        with _handlers_kept():
             _init(config, ray_address(config))
-        except SystemExit:  # from Ray's own SIGTERM handler, which is in place until we take over
-            stop.set()
         stop.take_over()
         stop.check()
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Within ray.init Ray sets SIGTERM handlers that exit, which would leave half a Ray behind: ours stays."""
+    set_handler = signal.signal
+
+    def keep(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number == signal.SIGTERM else set_handler(number, handler)
+
+    setattr(signal, "signal", keep)  # noqa: B010  # mypy takes no assignment to a function
+    try:
+        yield
+    finally:
+        setattr(signal, "signal", set_handler)  # noqa: B010
 
 
 def _init(config: Config, address: str) -> None:
