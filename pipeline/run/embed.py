@@ -241,6 +241,13 @@ class Embedder:
         return {id(item) for item in items}
 
 
+def has_cuda() -> bool:
+    """Whether torch can use a GPU here."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
 def _pending_text(product: Product) -> Pending:
     text = product.text or ""
     item = Pending(product.product_id, product.row, "text", None, hashlib.sha256(text.encode()).hexdigest(), text)

@@ -25,7 +25,7 @@ from pipeline.catalog.products import RowPlan
 from pipeline.config import Config
 from pipeline.errors import ClusterError, RunError, RunInterrupted, TwotowerError
 from pipeline.paths import exists
-from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource
+from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource, has_cuda
 from pipeline.run.partition import PartitionResult, stage_partition
 from pipeline.run.progress import Progress
 from pipeline.run.schedule import Schedule
@@ -335,7 +335,7 @@ def size_pool(config: Config, partitions: int) -> PoolSize:
     on_one_node = math.ceil(actors / max(1, len(nodes)))
     share = max(1, cores // on_one_node)
     decode_threads = pool.decode_threads or min(16, share)
-    torch_threads = pool.torch_threads or (1 if per_actor and _has_cuda() else share)
+    torch_threads = pool.torch_threads or (1 if per_actor and has_cuda() else share)
     return PoolSize(actors, per_actor, pool.cpus_per_actor, gpus, decode_threads, torch_threads)
 
 
@@ -629,13 +629,7 @@ def _too_few(actors: int, gpus: float, cpus: float) -> str:
 
 
 def _device(gpus: float) -> str:
-    return "cuda" if gpus and _has_cuda() else "cpu"
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
+    return "cuda" if gpus and has_cuda() else "cpu"
 
 
 def _unreadable(paths: Sequence[str]) -> list[str]:
