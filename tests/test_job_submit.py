@@ -23,7 +23,8 @@ from small_catalog import assert_equal_tables, items, write_products
 
 from pipeline.errors import ClusterError
 from pipeline.run.backfill import probed
-from pipeline.run.pool import Stop, check_nodes
+from pipeline.run.cluster import check_nodes
+from pipeline.run.signals import Stop
 
 PARTITIONS, PRODUCTS, IMAGES = 8, 20, 4
 RAY = str(Path(sys.executable).parent / "ray")

@@ -18,7 +18,8 @@ from jobs.cli import run_job
 from pipeline.config import Config, load_config
 from pipeline.errors import RunInterrupted
 from pipeline.run.backfill import backfill
-from pipeline.run.pool import Stop, run_tasks
+from pipeline.run.pool import run_tasks
+from pipeline.run.signals import Stop
 from pipeline.run.staging import file_sha256
 
 PARTITIONS, PRODUCTS, IMAGES = 8, 20, 4

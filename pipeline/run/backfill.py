@@ -16,27 +16,20 @@ from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError, RunInterrupted, TwotowerError, UsageError
 from pipeline.model import describe_model
 from pipeline.paths import absolute, is_uri, resolve
+from pipeline.run.cluster import PoolSize, check_nodes, connected, is_inside_job, ray_address, size_pool
 from pipeline.run.embed import EmbedSettings, ReuseSource
 from pipeline.run.ledger import Ledger, work_key
 from pipeline.run.load import load
 from pipeline.run.partition import PartitionResult
 from pipeline.run.plan import Plan, plan_rows
-from pipeline.run.pool import (
-    Pool,
-    PoolSize,
-    Stop,
-    Work,
-    check_nodes,
-    connected,
-    is_inside_job,
-    ray_address,
-    size_pool,
-)
+from pipeline.run.pool import Pool
 from pipeline.run.progress import ProgressDisplay
 from pipeline.run.reduce import Reduction
 from pipeline.run.release import Gate, check_base, check_rejects, is_unchanged, release
 from pipeline.run.report import Run, record, report
+from pipeline.run.signals import Stop
 from pipeline.run.staging import write_atomically
+from pipeline.run.worker import Work
 from pipeline.store.releases import newest_release, now
 from pipeline.store.tables import Database
 

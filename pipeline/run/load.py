@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import RunError
 from pipeline.paths import resolve
 from pipeline.run.partition import PartitionResult
-from pipeline.run.pool import Stop, run_tasks
+from pipeline.run.pool import run_tasks
 from pipeline.run.reduce import (
     Reduction,
     Staged,
@@ -27,6 +27,7 @@ from pipeline.run.reduce import (
     reject_rows,
     write_table,
 )
+from pipeline.run.signals import Stop
 from pipeline.store.schemas import TABLES, images_schema, products_schema, rejects_schema
 from pipeline.store.tables import Database, replace_all, replace_rows, write_rows
 

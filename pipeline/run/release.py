@@ -10,11 +10,9 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, ReleaseRefused
 from pipeline.run.load import commit, verify
 from pipeline.run.plan import Plan
-from pipeline.run.pool import (
-    Stop,
-)
 from pipeline.run.reduce import Reduction, write_table
 from pipeline.run.report import Run, counts
+from pipeline.run.signals import Stop
 from pipeline.store.indices import build_indices
 from pipeline.store.releases import Release, now, publish
 from pipeline.store.schemas import TABLES, products_schema

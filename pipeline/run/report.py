@@ -14,10 +14,8 @@ import pyarrow.compute as pc
 from pipeline.config import Config
 from pipeline.model import ModelCard
 from pipeline.run.load import Loaded
-from pipeline.run.pool import (
-    ActorInfo,
-)
 from pipeline.run.progress import Progress
+from pipeline.run.worker import ActorInfo
 from pipeline.store.releases import Release
 from pipeline.store.schemas import runs_schema
 from pipeline.store.tables import Database, append_row

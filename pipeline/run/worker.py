@@ -1,0 +1,124 @@
+"""The actor around the plain Embedder, and its counters for dashboards."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pipeline.catalog.partitions import Catalog, Partition
+from pipeline.catalog.products import RowPlan
+from pipeline.errors import ClusterError
+from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource, has_cuda
+from pipeline.run.partition import PartitionResult, stage_partition
+from pipeline.run.progress import Progress
+
+
+@dataclass(frozen=True)
+class ActorInfo:
+    """What an actor got: its GPUs as Ray numbers them, and the device that torch uses."""
+
+    actor: int
+    node: str
+    pid: int
+    gpu_ids: tuple[str, ...]
+    cuda_visible_devices: str | None
+    device: str
+    model_id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """One partition for an actor, with where its staged file goes."""
+
+    partition: Partition
+    plan: RowPlan
+    staged_path: str
+
+
+class EmbedWorker:
+    """The actor: an Embedder that is loaded once and takes partitions one after another."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._embedder: Embedder | None = None
+        self._catalog: Catalog | None = None
+        self._metrics: _Metrics | None = None
+
+    def start(self, settings: EmbedSettings, catalog: Catalog, reuse: ReuseSource | None, gpus: float) -> ActorInfo:
+        """Load the model on the device that this actor owns, and check that it is the only one it can see."""
+        gpu_ids = tuple(str(i) for i in ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if gpus and (visible is None or tuple(visible.split(",")) != gpu_ids):
+            raise ClusterError(
+                f"Ray gave this actor GPU {','.join(gpu_ids)} but CUDA_VISIBLE_DEVICES is {visible!r} on "
+                f"{socket.gethostname()}; unset RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES there"
+            )
+        device = settings.device if settings.device != "auto" else _device(gpus)
+        settings = EmbedSettings(**{**vars(settings), "device": device})
+        self._embedder = Embedder(settings, catalog.root, reuse)
+        self._catalog = catalog
+        self._metrics = _Metrics(self._number)
+        model = self._embedder.model
+        return ActorInfo(
+            self._number, socket.gethostname(), os.getpid(), gpu_ids, visible, device, model.model_id, model.fingerprint
+        )
+
+    def embed(self, work: Work) -> PartitionResult:
+        """Stage one partition."""
+        assert self._embedder is not None
+        assert self._catalog is not None
+        return stage_partition(self._embedder, self._catalog, work.partition, work.plan, work.staged_path)
+
+    def progress(self) -> Progress | None:
+        """Counts so far; answered while a partition is being embedded. Feeds the metrics too."""
+        if self._embedder is None or self._metrics is None:
+            return None
+        self._metrics.update(self._embedder.progress)
+        return self._embedder.progress
+
+
+class _Metrics:
+    """Counters for dashboards, through ray.util.metrics."""
+
+    def __init__(self, actor: int) -> None:
+        from ray.util.metrics import Counter
+
+        tags = {"actor": str(actor)}
+        self._inputs = Counter("twotower_inputs", "Inputs by outcome", tag_keys=("actor", "outcome"))
+        self._stages = Counter("twotower_stage_seconds", "Busy seconds by stage", tag_keys=("actor", "stage"))
+        self._inputs.set_default_tags(tags)
+        self._stages.set_default_tags(tags)
+        self._told: dict[str, float] = {}
+
+    def update(self, progress: Progress) -> None:
+        for outcome in ("embedded", "reused", "rejected"):
+            self._add(self._inputs, "outcome", outcome, getattr(progress, outcome))
+        for stage, seconds in progress.seconds.items():
+            self._add(self._stages, "stage", stage, seconds)
+
+    def _add(self, counter: Any, tag: str, value: str, total: float) -> None:
+        grown = total - self._told.get(value, 0)
+        if grown > 0:
+            counter.inc(grown, tags={tag: value})
+            self._told[value] = total
+
+
+def with_control(cls: type[EmbedWorker]) -> type[EmbedWorker]:
+    """The worker with `progress` in a concurrency group of its own, so that it answers during `embed`."""
+
+    class Worker(cls):  # type: ignore[valid-type, misc]
+        @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+        def progress(self) -> Progress | None:
+            return super().progress()  # type: ignore[no-any-return]
+
+    Worker.__name__ = Worker.__qualname__ = cls.__name__
+    return Worker
+
+
+def _device(gpus: float) -> str:
+    return "cuda" if gpus and has_cuda() else "cpu"
