@@ -31,8 +31,8 @@ demo: $(STAMP) ## draw the demo catalog, embed it on a local Ray, search it, wri
 test: $(STAMP) ## all tests but the slow ones
 	@$(RUN) -m pytest -m 'not slow'
 
-test-all: $(STAMP) ## the slow tests too
-	@$(RUN) -m pytest
+test-slow: $(STAMP) ## the slow tests
+	@$(RUN) -m pytest -m slow
 
 test-fast: $(STAMP) ## the tests that need no Ray
 	@$(RUN) -m pytest -m 'not slow and not ray'

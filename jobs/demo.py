@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from jobs.backfill import summary
 from jobs.cli import add_log_level, run_job, start_log
 
 QUERY = "red midi dress"
-_SHOWN = 5
+_SHOWN = 6
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,32 +62,17 @@ def draw(catalog: Path, *, products: int, seed: int) -> str:
         return f"catalog    {products:,} products in {catalog}, drawn before"
     for old in catalog.glob("*.parquet"):
         old.unlink()
-    manifest = write_demo_catalog(catalog, products=products, seed=seed)
+    manifest = write_demo_catalog(catalog, products=products, seed=seed, workers=os.cpu_count() or 1)
     mark.write_text(json.dumps(wanted))
     return f"catalog    {manifest.products:,} products, {manifest.images:,} images drawn in {catalog}"
 
 
 def show(db: Path, query: str, out: Path) -> int:
-    """One query in the three modes, and diversified, in the terminal and as pictures."""
-    for title, name, more in (
-        ("the three modes", "modes", ["--mode", "all"]),
-        ("diversified by image", "diversified", ["--mode", "text", "--diversify"]),
-    ):
-        sheet = out / f"{name}.png"
-        arguments = [
-            query,
-            "--db",
-            str(db),
-            "--k",
-            str(_SHOWN if name == "modes" else 10),
-            *more,
-            "--sheet",
-            str(sheet),
-        ]
-        print(f"\n{title}\n$ {shlex.join(['python', '-m', 'jobs.search', *arguments])}", flush=True)
-        if code := search_job.main(arguments):
-            return code
-    return 0
+    """One query in the three modes and diversified: in the terminal and as a picture."""
+    arguments = [query, "--db", str(db), "--k", str(_SHOWN), "--mode", "all", "--diversify"]
+    picture = [*arguments, "--sheet", str(out / "contact_sheet.png")]
+    print(f"\n$ {shlex.join(['python', '-m', 'jobs.search', *picture])}", flush=True)
+    return search_job.main(picture)
 
 
 def command(job: str, **options: object) -> str:

@@ -24,6 +24,7 @@ from pipeline.records import Hit
 _CONDITION = re.compile(r"\s*(?P<column>[^=!<>~]+?)\s*(?P<operator>!=|<=|>=|=|<|>|~)\s*(?P<value>.*)", re.DOTALL)
 _OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "~": "contains"}
 _LABELS = {"text": "query to description", "image": "query to image", "avg": "query to average"}
+_LABELS["diversified"] = "query to description, different pictures first"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,20 +46,22 @@ def _run(arguments: argparse.Namespace) -> int:
     diversify = Diversify(arguments.candidates, arguments.clusters) if arguments.diversify else None
     query = arguments.query if arguments.image is None else arguments.image
     where = parse_conditions(arguments.where, searcher)
+    options = {"k": arguments.k, "offset": arguments.offset, "where": where}
+    is_all = arguments.mode == "all"
     results = {
-        mode: searcher.search(
-            query, mode=mode, k=arguments.k, offset=arguments.offset, where=where, diversify=diversify
-        )
-        for mode in (MODES if arguments.mode == "all" else [arguments.mode])
+        mode: searcher.search(query, mode=mode, diversify=None if is_all else diversify, **options)
+        for mode in (MODES if is_all else [arguments.mode])
     }
+    if is_all and diversify:  # the article's layout: three modes as they are, and the text mode diversified
+        results["diversified"] = searcher.search(query, mode="text", diversify=diversify, **options)
     if arguments.sheet:
         _write_sheet(searcher, str(query), results, diversify, arguments.sheet)
     if arguments.json:
         lists = {mode: [_as_json(hit) for hit in hits] for mode, hits in results.items()}
-        print(json.dumps(lists if arguments.mode == "all" else lists[arguments.mode], default=str), flush=True)
+        print(json.dumps(lists if is_all else lists[arguments.mode], default=str), flush=True)
     else:
         for mode, hits in results.items():
-            print(f"{_LABELS[mode]} ({mode})" + (", diversified" if diversify else ""))
+            print(f"{_LABELS[mode]} ({mode})" + (", diversified" if diversify and not is_all else ""))
             print(table(hits, width=shutil.get_terminal_size((110, 24)).columns), end="\n\n", flush=True)
         if arguments.sheet:
             print(f"contact sheet: {arguments.sheet}")
@@ -150,7 +153,10 @@ def _write_sheet(
     searcher: Searcher, query: str, results: Mapping[str, Sequence[Hit]], diversify: Diversify | None, path: Path
 ) -> None:
     note = f"diversified: {diversify.candidates} candidates, {diversify.clusters} clusters" if diversify else ""
-    sections = [Section(_LABELS[mode], hits, note) for mode, hits in results.items()]
+    sections = [
+        Section(_LABELS[mode], hits, note if mode == "diversified" or len(results) == 1 else "")
+        for mode, hits in results.items()
+    ]
     thumbnails = searcher.thumbnails(hit.product_id for hits in results.values() for hit in hits)
     release = searcher.release
     about = f"release {release.release} · model {release.model} · {release.created_at:%Y-%m-%d}"
@@ -170,12 +176,14 @@ def _parser() -> argparse.ArgumentParser:
         "--where", action="append", default=[], metavar="CONDITION",
         help="column=value, or != < <= > >= ~ (contains) in place of =; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--diversify", action="store_true", help="show different pictures first")
+    parser.add_argument(
+        "--diversify", action="store_true", help="show different pictures first; with --mode all, as a fourth list"
+    )
     parser.add_argument("--candidates", type=int, default=50, help="how many hits --diversify reorders")
     parser.add_argument("--clusters", type=int, default=5, help="into how many groups of similar pictures")
     parser.add_argument("--release", type=int, metavar="N", help="search this release instead of the newest")
     parser.add_argument("--device", default="cpu", help="where the query is embedded: cpu or cuda")
-    parser.add_argument("--json", action="store_true", help="print a list of hits; for --mode all an object by mode")
+    parser.add_argument("--json", action="store_true", help="print a list of hits; for --mode all an object of lists")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a contact sheet too: .html or .png")
     return parser
 

@@ -61,9 +61,11 @@ def test_all_modes_diversified_with_a_sheet(db, capsys, tmp_path):
     code, out, _ = run(capsys, "red", "--db", db, "--mode", "all", "--diversify", "--json", "--sheet", sheet)
     lists = json.loads(out)
     assert code == 0
-    assert list(lists) == ["text", "image", "avg"]
-    assert {hit["cluster"] for hit in lists["avg"]} <= set(range(5))
-    assert sheet.read_text().count("<figure>") == 18
+    assert list(lists) == ["text", "image", "avg", "diversified"]
+    assert {hit["cluster"] for hit in lists["avg"]} == {None}
+    assert {hit["cluster"] for hit in lists["diversified"]} <= {None, *range(5)}
+    assert {hit["cluster"] for hit in lists["diversified"]} != {None}
+    assert sheet.read_text().count("<figure>") == sum(map(len, lists.values()))
     code, out, _ = run(capsys, "red", "--db", db, "--mode", "all", "--sheet", tmp_path / "sheet.png")
     assert out.count("query to") == 3
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")

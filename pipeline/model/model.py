@@ -1,7 +1,7 @@
 """A loaded model: texts and images in, unit vectors out.
 
-The path is one for all devices. What a GPU adds is pinned memory and copies that do not block; no GPU has run it yet,
-so the batch sizes under `cuda` are guesses.
+The path is one for all devices: uint8 crops go to the device and are normalised there. Nothing here is for GPUs alone,
+since no GPU has run it yet; pinned memory and overlapped copies come with the first measurement on one.
 """
 
 from __future__ import annotations
@@ -218,9 +218,7 @@ class Model:
             return torch.div(vectors, vectors.norm(dim=1, keepdim=True))
 
     def _to_device(self, array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
-        # A non-blocking copy from pinned memory lets the host prepare the next batch meanwhile.
-        tensor = torch.from_numpy(array)
-        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+        return torch.from_numpy(array).to(self.device)
 
     def _gather(self, parts: list[Tensor]) -> FloatArray:
         if not parts:
