@@ -319,11 +319,36 @@ def test_vectors_of_two_settings_never_mix(tmp_path: Path, tiny_model: str) -> N
     assert (report["embedded"], report["release"]) == (18, 3)
 
 
-def test_luma_and_clothing_whole(tmp_path: Path, tiny_model: str, shared: Path) -> None:
+def test_luma_whole_and_as_image_rows_shuffled_over_files(tmp_path: Path, tiny_model: str, shared: Path) -> None:
     luma = run(shared / "data/catalog/luma", tmp_path / "luma", tiny_model)
-    assert (luma["products"], luma["images"], luma["inputs"]) == (191, 725, 916)
+    assert (luma["products"], luma["texts"], luma["images"], luma["inputs"]) == (191, 191, 725, 916)
     assert luma["embedded"] + luma["reused"] + luma["rejected"] == 916
-    clothing = run(shared / "data/catalog/clothing", tmp_path / "clothing", tiny_model)
+    check_averages(table(tmp_path / "luma", "products"), table(tmp_path / "luma", "images"), weight=0.5)
+    rows = pq.read_table(shared / "data/catalog/luma").to_pylist()
+    names = ("product_id", "title", "description", "broad_category", "fine_category", "images")
+    products = [Item(**{name: row[name] for name in names}) for row in rows]
+    by_image = write_images(tmp_path / "rows", products, files=7, seed=3)
+    run(by_image, tmp_path / "shuffled", tiny_model)
+    assert_equal_tables(tmp_path / "luma", tmp_path / "shuffled")
+
+
+def test_clothing_whole(tmp_path: Path, tiny_model: str, shared: Path) -> None:
+    clothing = run(shared / "data/catalog/clothing", tmp_path / "db", tiny_model)
     assert clothing["products"] == 1313
-    for name in ("luma", "clothing"):
-        check_averages(table(tmp_path / name, "products"), table(tmp_path / name, "images"), weight=0.5)
+    check_averages(table(tmp_path / "db", "products"), table(tmp_path / "db", "images"), weight=0.5)
+
+
+@pytest.mark.slow
+def test_the_full_architecture_fills_768_dimensions(tmp_path: Path, shared: Path) -> None:
+    """The published configuration with seeded weights, through the main job."""
+    from model_folder import write_folder
+
+    from pipeline.model.image_tower import ImageConfig
+    from pipeline.model.text_tower import TextConfig
+
+    model = write_folder(tmp_path / "full", text=TextConfig(), image=ImageConfig())
+    report = run(shared / "data/catalog/luma", tmp_path / "db", str(model), limit=6)
+    assert (report["products"], report["dim"], report["rejected"]) == (6, 768, 0)
+    products = table(tmp_path / "db", "products")
+    assert products.column("avg_vector").type.list_size == 768
+    check_averages(products, table(tmp_path / "db", "images"), weight=0.5)

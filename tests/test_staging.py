@@ -67,6 +67,7 @@ def test_the_ledger_takes_only_what_is_whole_and_of_the_same_key(tmp_path: Path)
     assert ledger.find("part", key) is None, "a file that changed since does not count"
     path.unlink()
     assert ledger.find("part", key) is None
+    (tmp_path / f"{path.name}.0123456789ab.tmp").write_bytes(b"of a writer that was killed")
     ledger.forget({"part": result})
     assert list(tmp_path.iterdir()) == []
     ledger.forget({"part": result})

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 
 from pipeline.paths import resolve
 from pipeline.run.partition import PartitionResult
-from pipeline.run.staging import file_sha256, write_atomically
+from pipeline.run.staging import file_sha256, remove_leftovers, write_atomically
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Ledger:
                 filesystem, inside = resolve(path)
                 if filesystem.get_file_info(inside).type == pafs.FileType.File:
                     filesystem.delete_file(inside)
+                remove_leftovers(path)
 
     def _entry_path(self, name: str) -> str:
         return f"{self.folder.rstrip('/')}/{_digest(name)}.json"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +82,7 @@ class StagedWriter:
         self._is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
         self._schema = schema
         self._carried = [field.name for field in carried]
-        self._target = f"{self._path}.{os.getpid()}.tmp" if self._is_local else self._path
+        self._target = temporary_name(self._path) if self._is_local else self._path
         if self._is_local:
             Path(self._path).parent.mkdir(parents=True, exist_ok=True)
         self._sink = _HashingSink(self._filesystem.open_output_stream(self._target))
@@ -129,13 +131,25 @@ class StagedWriter:
         return row | {f"carried.{name}": product.metadata[name] for name in self._carried}
 
 
+def temporary_name(path: str) -> str:
+    """A name beside the path that no other process writes, on whatever machine."""
+    return f"{path}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def remove_leftovers(path: str) -> None:
+    """Remove what writers of the path left when they were killed; only a local folder can hold such files."""
+    if not is_uri(path):
+        for leftover in Path(path).parent.glob(f"{glob.escape(Path(path).name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
 def write_atomically(path: str, data: bytes) -> None:
     """Write a small file whole or not at all."""
     filesystem, inside = resolve(path)
     target = inside
     if not is_uri(path):
         Path(inside).parent.mkdir(parents=True, exist_ok=True)
-        target = f"{inside}.{os.getpid()}.tmp"
+        target = temporary_name(inside)
     with filesystem.open_output_stream(target) as sink:
         sink.write(data)
     if not is_uri(path):
