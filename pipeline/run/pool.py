@@ -56,6 +56,8 @@ class Pool:
         self._config = config
         self._count = 0
         self._actors: dict[int, Any] = {}
+        self._asked: dict[int, Any] = {}
+        self._told: dict[int, Progress] = {}
         self.infos: list[ActorInfo] = []
 
     def __enter__(self) -> Pool:
@@ -120,13 +122,22 @@ class Pool:
             )
 
     def progress(self) -> Progress:
-        """Counts of all actors, those that are gone included."""
-        total = Progress()
-        answers = [actor.progress.remote() for actor in self._actors.values()]
-        ready, _ = ray.wait(answers, num_returns=len(answers), timeout=_POLL_S) if answers else ([], [])
-        for answer in ready:
+        """Counts of all actors as they last told them, those that are gone included.
+
+        An actor is asked again only when it has answered: a busy one may take longer than the time between two looks.
+        """
+        for number, actor in self._actors.items():
+            if number not in self._asked:
+                self._asked[number] = actor.progress.remote()
+        ready, _ = (
+            ray.wait(list(self._asked.values()), num_returns=len(self._asked), timeout=0) if self._asked else ([], [])
+        )
+        for number in [number for number, answer in self._asked.items() if answer in ready]:
             with contextlib.suppress(RayActorError, RayTaskError):  # a dead actor's loss is told by its work
-                _add(total, ray.get(answer))
+                self._told[number] = ray.get(self._asked.pop(number)) or Progress()
+        total = Progress()
+        for told in self._told.values():
+            _add(total, told)
         return total
 
     def _hand_out(
