@@ -144,10 +144,12 @@ def _knock(address: str) -> None:
 def _local_environment() -> Iterator[None]:
     """A Ray of our own on loopback needs no token; where the environment asks for one, it has one all the same.
 
-    Ray has read an explicit mode as it was imported, so another one would hold for its processes, but not for us.
+    Ray has read an explicit mode as it was imported, so another one would hold for its processes, but not for us. Its
+    workers run at nice 15 by default, where anything else on the machine starves them; here they are the job itself.
     """
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_worker_niceness")}
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.pop("RAY_ADDRESS", None)
     try:
         yield
