@@ -13,7 +13,7 @@ import pytest
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-os.environ["RAY_worker_niceness"] = "0"  # as a local run of ours sets it
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- Ray spells it so; as a local run of ours sets it
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 SHARED = Path(__file__).parents[2] / "shared"
