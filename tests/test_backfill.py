@@ -251,6 +251,7 @@ def test_too_many_rejects_stop_before_the_release(tmp_path: Path, tiny_model: st
     assert release is not None
     assert release.release == 1
     assert lancedb.connect(tmp_path / "db").open_table("products").version == release.versions["products"]
+    assert len(list((tmp_path / "db" / "products.lance" / "data").iterdir())) == 1, "not a fragment was written"
     (kept,) = (tmp_path / "db" / "_staging").glob("rejects-*.parquet")
     assert pq.read_table(kept).num_rows == 4
 

@@ -73,6 +73,7 @@ def backfill(
             moment = run.stage("ray", moment)
             results = embed(run, catalog, plan, fresh=fresh, stop=stop)
             moment = run.stage("embed", moment)
+            check_rejects(run, list(results.values()))
             run.loaded = load(
                 db,
                 list(results.values()),
@@ -83,7 +84,6 @@ def backfill(
                 stop=stop,
             )
             moment = run.stage("reduce", moment)
-            check_rejects(run)
             if not is_unchanged(db, run, how):
                 release(db, run, how, plan, is_whole=is_whole, gate=gate, stop=stop)
                 run.stage("release", moment)

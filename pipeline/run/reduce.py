@@ -165,7 +165,7 @@ def image_rows(source: Staged, dim: int, ordinals: Mapping[int, int] | None) -> 
 
 
 def reject_rows(source: Staged, ordinals: Mapping[int, int] | None, run_id: str) -> pa.Table:
-    """Rows of the rejects table from a staged file."""
+    """Rows of the rejects table from a staged file; an image without a place yet is `image/?`."""
     schema = rejects_schema()
     found: list[dict[str, Any]] = []
     for batch in read_staged(source.path, _REJECTS):
@@ -173,7 +173,7 @@ def reject_rows(source: Staged, ordinals: Mapping[int, int] | None, run_id: str)
             kind, ordinal = row.pop("kind"), row.pop("ordinal")
             if kind == "image" and ordinals is not None:
                 ordinal = ordinals.get(row["row"], ordinal)
-            name = kind if kind != "image" else f"image/{ordinal}"
+            name = kind if kind != "image" else f"image/{'?' if ordinal is None else ordinal}"
             found.append({**row, "input": name, "partition": source.partition, "run_id": run_id, "attempts": 1})
     return pa.Table.from_pylist(found, schema=schema)
 

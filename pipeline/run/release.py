@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, ReleaseRefused
 from pipeline.run.load import commit, verify
+from pipeline.run.partition import PartitionResult
 from pipeline.run.plan import Plan
-from pipeline.run.reduce import Reduction, write_table
+from pipeline.run.reduce import Reduction, Staged, reject_rows, write_table
 from pipeline.run.report import Run, counts
 from pipeline.run.signals import Stop
 from pipeline.store.indices import build_indices
@@ -53,23 +56,28 @@ def check_base(db: Database, run: Run, how: Reduction, plan: Plan) -> bool:
     return True
 
 
-def check_rejects(run: Run) -> None:
-    """Refuse a run that lost too much, or has nothing to show; its rejects are kept for reading.
+def check_rejects(run: Run, results: Sequence[PartitionResult]) -> None:
+    """Refuse a run that lost too much, or has nothing to show, before a table is touched; its rejects are kept.
 
     Raises:
-        ReleaseRefused: the share of rejected inputs is over `max_reject_share`, or no product has a vector.
+        ReleaseRefused: the share of rejected inputs is over `max_reject_share`, or no input has a vector.
     """
-    progress, loaded = run.progress, run.loaded
-    assert loaded is not None
+    progress = run.progress
     inputs = progress.texts + progress.images
     share = progress.rejected / inputs if inputs else 0.0
-    if share <= run.config.max_reject_share and loaded.products:
+    has_vectors = progress.embedded + progress.reused > 0
+    if share <= run.config.max_reject_share and has_vectors:
         return
+    rejects = pa.concat_tables([reject_rows(Staged(result.path, result.name), None, run.run_id) for result in results])
     path = f"{run.config.staging_path}/rejects-{run.run_id}.parquet"
-    write_table(path, loaded.rejects)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in loaded.reasons.items())
-    if not loaded.products:
-        raise ReleaseRefused(f"no product of the catalog has a valid text or image ({reasons}); nothing was released")
+    write_table(path, rejects)
+    counted = Counter(rejects.column("reason").to_pylist()).most_common()
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in counted) or "there are no inputs at all"
+    if not has_vectors:
+        raise ReleaseRefused(
+            f"no product of the catalog has a valid text or image ({reasons}). Nothing was released; the rejects are "
+            f"in {path}"
+        )
     raise ReleaseRefused(
         f"{progress.rejected:,} of {inputs:,} inputs were rejected, {share:.1%}; max_reject_share is "
         f"{run.config.max_reject_share:.1%} ({reasons}). Nothing was released; the rejects are in {path}"
