@@ -22,9 +22,20 @@ def add_log_level(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="how much is told on standard error")
 
 
+class _StandardError(logging.StreamHandler[Any]):
+    """Standard error as it is when a line is written, which need not be what it was at the start."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
 def start_log(level: str) -> None:
     """Send the project's own log to standard error; other libraries speak from warnings up."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     for name in ("pipeline", "jobs"):
         log = logging.getLogger(name)
@@ -72,11 +83,13 @@ def _interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ctrl-C too: a process that a script started in the background begins with it ignored.
+    before = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fail(error: TwotowerError, *, as_json: bool) -> int:
