@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def job() -> Mapping[str, Any]:
         from pipeline.config import load_config
-        from pipeline.run.backfill import backfill
 
         config = load_config(
             arguments.config,
@@ -53,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             db=arguments.db,
             model_name=arguments.model,
         )
+        from pipeline.run.backfill import backfill  # seconds of imports: a wrong setting is told before them
+
         result = backfill(config, limit=arguments.limit, fresh=arguments.fresh)
         if not arguments.json:
             print(summary(result))
@@ -83,10 +84,9 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("takes a number from 1")
-    return number
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1, not {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jobs.cli import add_log_level, run_job, start_log
@@ -51,7 +52,7 @@ def read_status(db: str, staging: str = "", *, last: int = 5) -> dict[str, Any]:
     from pipeline.store.tables import Database
 
     database = Database(absolute(db))
-    if not exists(database.uri):
+    if not exists(database.uri) or Path(database.uri).is_file():
         raise CatalogError(f"there is no database at {db}")
     releases = list_releases(database)
     entries = Ledger(absolute(staging) or f"{database.uri}/_staging").entries()

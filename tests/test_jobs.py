@@ -26,6 +26,9 @@ from pipeline.errors import RunInterrupted
         (["--set", "pool.gpsu=2"], "unknown setting pool.gpsu"),
         (["--config", "{}/none.toml"], "cannot read the config file"),
         (["--catalog", ""], "--catalog is missing"),
+        (["--db", "{}/good/part-00000.parquet"], "is a file; give a folder"),
+        (["--db", "{}/good/part-00000.parquet/deep/db"], "is a file; give a folder"),
+        (["--set", "staging.path={}/good/part-00000.parquet"], "is a file; give a folder"),
     ],
 )
 def test_what_cannot_start_is_one_sentence_and_exit_2(
@@ -49,8 +52,18 @@ def test_what_cannot_start_is_one_sentence_and_exit_2(
 
 
 def test_status_of_nothing_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status.main(["--db", str(tmp_path / "none")]) == 2
+    (tmp_path / "file").write_text("")
+    for name in ("none", "file"):
+        assert status.main(["--db", str(tmp_path / name)]) == 2
     assert "there is no database at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "abc", "1.5"])
+def test_a_limit_is_a_whole_number(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        backfill.main(["--catalog", "c", "--db", "d", "--model", "demo", f"--limit={limit}"])
+    assert ended.value.code == 2
+    assert "takes a whole number from 1" in capsys.readouterr().err
 
 
 def test_an_error_keeps_its_code_and_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -> None:

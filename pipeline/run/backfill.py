@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -119,11 +120,27 @@ def settle_paths(config: Config) -> Config:
                     "of the code: give an absolute path that all nodes share, or an object store's URI"
                 )
             given[name] = absolute(value)
+    for name in ("--db", "staging.path"):
+        if given[name] and not is_uri(given[name]):
+            check_folder(name, Path(given[name]))
     replaced = asdict_shallow(config)
     replaced |= {"catalog_uri": given["--catalog"], "db": given["--db"].rstrip("/"), "model_name": given["--model"]}
     replaced["staging"] = type(config.staging)(given["staging.path"])
     replaced["images"] = type(config.images)(**{**asdict_shallow(config.images), "root": given["images.root"]})
     return Config(**replaced)
+
+
+def check_folder(name: str, path: Path) -> None:
+    """Whether a local folder can be written to, or made.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{name} {path}: {existing} is a file; give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"{name} {path}: {existing} is not writable")
 
 
 def check_cluster(config: Config, catalog: Catalog, run_id: str, stop: Stop) -> None:
