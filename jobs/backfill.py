@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.cli import add_log_level, run_job, start_log
+from jobs.cli import JobParser, add_log_level, run_job, start_log
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = JobParser(
         prog="python -m jobs.backfill",
         description="Embed the products of a catalog and release them. Products of the catalog are added or replaced, "
         "others stay; inputs that did not change keep their vectors.",

@@ -8,13 +8,27 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
-from pipeline.errors import MissingExtra, RunInterrupted, TwotowerError
+from pipeline.errors import ConfigError, MissingExtra, RunInterrupted, TwotowerError
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class JobParser(argparse.ArgumentParser):
+    """A command line whose errors are told like all others: a sentence, and with `--json` an object."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse as argparse does, and remember what was given."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Tell what is wrong with the arguments, and end with exit code 2."""
+        code = fail(ConfigError(f"{message}; see {self.prog} --help"), as_json="--json" in self._given)
+        raise SystemExit(code)
 
 
 def add_log_level(parser: argparse.ArgumentParser) -> None:

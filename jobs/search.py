@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.cli import fail
+from jobs.cli import JobParser, fail
 from pipeline.errors import QueryError, TwotowerError
 from pipeline.query import Diversify, Searcher
 from pipeline.query.contact_sheet import Section, contact_sheet, visible
@@ -23,6 +23,7 @@ from pipeline.records import Hit
 
 _CONDITION = re.compile(r"\s*(?P<column>[^=!<>~]+?)\s*(?P<operator>!=|<=|>=|=|<|>|~)\s*(?P<value>.*)", re.DOTALL)
 _OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "~": "contains"}
+_WIDEST = 60
 _LABELS = {"text": "query to description", "image": "query to image", "avg": "query to average"}
 _LABELS["diversified"] = "query to description, different pictures first"
 
@@ -114,7 +115,7 @@ def table(hits: Sequence[Hit], *, width: int) -> str:
         if has_cluster:
             row.insert(2, "-" if hit.cluster is None else str(hit.cluster + 1))
         rows.append(row)
-    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    wide = [min(_WIDEST, max(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
     spare = width - sum(wide) - 2 * (len(wide) - 1)
     if spare < 0:
         wide[-2] = max(16, wide[-2] + spare)
@@ -164,7 +165,7 @@ def _write_sheet(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.search", description=__doc__)
+    parser = JobParser(prog="python -m jobs.search", description=__doc__)
     parser.add_argument("query", nargs="?", help="what to look for, in words")
     parser.add_argument("--db", required=True, help="folder or URI of the database")
     parser.add_argument("--image", type=Path, metavar="FILE", help="look for what is in this image, in place of words")

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import add_log_level, run_job, start_log
+from jobs.cli import JobParser, add_log_level, run_job, start_log
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = JobParser(
         prog="python -m jobs.status",
         description="Releases, runs, partitions staged by a run that is not released yet, and rejects by reason.",
     )

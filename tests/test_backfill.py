@@ -339,6 +339,28 @@ def test_clothing_whole(tmp_path: Path, tiny_model: str, shared: Path) -> None:
     check_averages(table(tmp_path / "db", "products"), table(tmp_path / "db", "images"), weight=0.5)
 
 
+def test_a_release_of_another_run_meanwhile_is_not_overwritten(
+    tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run publishes between this one's start and its commit."""
+    from pipeline.run import backfill as module
+
+    other, mine = write_products(tmp_path / "a", [items(3)]), write_products(tmp_path / "b", [items(3, seed=1)])
+    load = module.load
+
+    def load_late(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(module, "load", load)
+        run(other, tmp_path / "db", tiny_model)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(module, "load", load_late)
+    with pytest.raises(ReleaseRefused, match="another run published release 1"):
+        run(mine, tmp_path / "db", tiny_model)
+    assert set(table(tmp_path / "db", "products").column("product_id").to_pylist()) == {i.product_id for i in items(3)}
+    again = run(mine, tmp_path / "db", tiny_model)
+    assert (again["release"], table(tmp_path / "db", "products").num_rows) == (2, 6)
+
+
 @pytest.mark.slow
 def test_the_full_architecture_fills_768_dimensions(tmp_path: Path, shared: Path) -> None:
     """The published configuration with seeded weights, through the main job."""

@@ -61,9 +61,11 @@ def test_status_of_nothing_is_one_sentence(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("limit", ["0", "-1", "abc", "1.5"])
 def test_a_limit_is_a_whole_number(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        backfill.main(["--catalog", "c", "--db", "d", "--model", "demo", f"--limit={limit}"])
+        backfill.main(["--catalog", "c", "--db", "d", "--model", "demo", "--json", f"--limit={limit}"])
+    out, err = capsys.readouterr()
     assert ended.value.code == 2
-    assert "takes a whole number from 1" in capsys.readouterr().err
+    assert "takes a whole number from 1" in err
+    assert "takes a whole number from 1" in json.loads(out)["error"]
 
 
 def test_an_error_keeps_its_code_and_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import QueryError, ReleaseRefused
 from pipeline.store.releases import Release, get_release, list_releases, newest_release, now, publish
 from pipeline.store.schemas import TABLES, images_schema, products_schema, rejects_schema
-from pipeline.store.tables import Database, replace_all, replace_rows, restore, write_rows
+from pipeline.store.tables import Database, append_row, replace_all, replace_rows, restore, write_rows
 
 DIM = 4
 SCHEMAS = {"products": products_schema(DIM), "images": images_schema(DIM), "rejects": rejects_schema()}
@@ -111,3 +111,14 @@ def test_the_key_is_known_to_lance(db: Database) -> None:
     again = _products(["a"], "again")
     result = dataset.merge_insert("product_id").when_not_matched_insert_all().execute(again)
     assert result["num_inserted_rows"] == 0
+
+
+def test_rows_appended_at_once_all_stay(tmp_path: Path) -> None:
+    schema = pa.schema([pa.field("n", pa.int64())])
+    database = Database(str(tmp_path))
+    threads = [threading.Thread(target=append_row, args=(database, "runs", schema, {"n": n})) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(database.dataset("runs").to_table().column("n").to_pylist()) == [0, 1, 2, 3]

@@ -124,7 +124,7 @@ def open_catalog(uri: str, catalog: CatalogConfig, columns: ColumnsConfig, *, im
         for partition in _cut(uri, info, footer, catalog.partition_bytes)
     ]
     if not sum(p.rows for p in partitions):
-        raise CatalogError(f"the catalog {uri} has no rows in its {len(files)} Parquet files")
+        raise CatalogError(f"the catalog {uri} has no rows: its Parquet files, {len(files)} in number, are empty")
     return Catalog(uri, images_root or root, first.shape, first.columns, first.carried, tuple(partitions))
 
 

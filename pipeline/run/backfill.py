@@ -92,7 +92,10 @@ def backfill(
         except UsageError:
             raise
         except TwotowerError as error:
-            record(db, run, "interrupted" if isinstance(error, RunInterrupted) else "failed", str(error))
+            try:
+                record(db, run, "interrupted" if isinstance(error, RunInterrupted) else "failed", str(error))
+            except OSError as unwritten:  # what stopped the run matters more than its row
+                log.warning("the run could not be recorded in the table `runs`: %s", unwritten)
             raise
     record(db, run, "released" if run.release else "unchanged", None)
     return report(run)

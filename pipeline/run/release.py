@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, ReleaseRefused
+from pipeline.errors import ConfigError, ReleaseRefused, RunError
+from pipeline.run.cluster import first_line
 from pipeline.run.load import commit, verify
 from pipeline.run.partition import PartitionResult
 from pipeline.run.plan import Plan
@@ -17,7 +18,7 @@ from pipeline.run.reduce import Reduction, Staged, reject_rows, write_table
 from pipeline.run.report import Run, counts
 from pipeline.run.signals import Stop
 from pipeline.store.indices import build_indices
-from pipeline.store.releases import Release, now, publish
+from pipeline.store.releases import Release, newest_release, now, publish
 from pipeline.store.schemas import TABLES, products_schema
 from pipeline.store.tables import Database, restore
 
@@ -103,13 +104,25 @@ def release(
     loaded, base = run.loaded, run.base
     assert loaded is not None
     stop.check()
-    if base is not None:
-        restore(db, base.versions)
-    commit(db, loaded, how, is_whole=is_whole, partitions=sorted(plan.pending), run_id=run.run_id)
-    if base is not None:
-        run.deleted = _lost_products(db, base)
-    index = build_indices(db.uri, min_rows=run.config.release.index_min_rows)
-    checks = verify(db, index)
+    newest = newest_release(db)
+    if (newest.release if newest else None) != (base.release if base else None):
+        raise ReleaseRefused(
+            f"another run published release {newest.release if newest else None} while this one was running; nothing "
+            "was committed, and what was staged is kept: run the same command again"
+        )
+    try:
+        if base is not None:
+            restore(db, base.versions)
+        commit(db, loaded, how, is_whole=is_whole, partitions=sorted(plan.pending), run_id=run.run_id)
+        if base is not None:
+            run.deleted = _lost_products(db, base)
+        index = build_indices(db.uri, min_rows=run.config.release.index_min_rows)
+        checks = verify(db, index)
+    except (OSError, RuntimeError, ValueError) as error:  # what Lance raises
+        raise RunError(
+            f"the tables could not be written ({first_line(error)}); readers keep the release that they have, and what "
+            "was staged is kept: see that no other run writes this database, and run the same command again"
+        ) from error
     if gate is not None:
         gate(run.config, base)
     released = Release(

@@ -111,8 +111,16 @@ def replace_rows(
 
 def append_row(db: Database, table: str, schema: pa.Schema, row: Mapping[str, object]) -> None:
     """Add one row to a table that only grows."""
-    mode = "append" if db.exists(table) else "create"
-    lance.write_dataset(pa.Table.from_pylist([dict(row)], schema=schema), db.uri_of(table), mode=mode)
+    rows = pa.Table.from_pylist([dict(row)], schema=schema)
+    if not db.exists(table):
+        try:
+            lance.write_dataset(rows, db.uri_of(table), mode="create")
+        except OSError:
+            if not db.exists(table):
+                raise
+        else:
+            return
+    lance.write_dataset(rows, db.uri_of(table), mode="append")  # another run may have created it just now
 
 
 def restore(db: Database, versions: Mapping[str, int]) -> None:
