@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import lance
 import pyarrow as pa
 
 from pipeline.errors import QueryError, ReleaseRefused
 from pipeline.store.schemas import SCHEMA_VERSION, TABLES, releases_schema
-from pipeline.store.tables import Database
+from pipeline.store.tables import Database, ensure
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,7 @@ def publish(db: Database, release: Release, *, run_id: str) -> Release:
     """
     for table in TABLES:
         _tag(db, table, f"run-{run_id}", release.versions[table])
-    if not db.exists("releases"):
-        with contextlib.suppress(OSError):  # two first runs may both create it; the rows decide
-            lance.write_dataset(releases_schema().empty_table(), db.uri_of("releases"), mode="create")
+    ensure(db, "releases", releases_schema())
     insert = db.dataset("releases").merge_insert("release").when_not_matched_insert_all()
     # Without use_index(False) a scalar index on the key lets two writers both insert the number.
     result = insert.use_index(False).execute(pa.Table.from_pylist([_to_row(release)], schema=releases_schema()))

@@ -111,16 +111,24 @@ def replace_rows(
 
 def append_row(db: Database, table: str, schema: pa.Schema, row: Mapping[str, object]) -> None:
     """Add one row to a table that only grows."""
-    rows = pa.Table.from_pylist([dict(row)], schema=schema)
-    if not db.exists(table):
-        try:
-            lance.write_dataset(rows, db.uri_of(table), mode="create")
-        except OSError:
-            if not db.exists(table):
-                raise
-        else:
-            return
-    lance.write_dataset(rows, db.uri_of(table), mode="append")  # another run may have created it just now
+    ensure(db, table, schema)
+    lance.write_dataset(pa.Table.from_pylist([dict(row)], schema=schema), db.uri_of(table), mode="append")
+
+
+def ensure(db: Database, table: str, schema: pa.Schema) -> None:
+    """Create an empty table where there is none, whoever else does so at the same moment.
+
+    `write_dataset(mode="create")` would not do: the slower of two writers rebases its creation onto the table of the
+    faster one, as an overwrite, and the rows that were there meanwhile are gone. So the commit may not be retried.
+    """
+    if db.exists(table):
+        return
+    transaction = lance.Transaction(0, lance.LanceOperation.Overwrite(schema, []))
+    try:
+        lance.LanceDataset.commit(db.uri_of(table), transaction, max_retries=0)
+    except (OSError, RuntimeError):
+        if not db.exists(table):
+            raise
 
 
 def restore(db: Database, versions: Mapping[str, int]) -> None:
