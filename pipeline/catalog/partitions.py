@@ -17,7 +17,7 @@ from pipeline.paths import is_uri, resolve
 
 _GLOB = frozenset("*?[")
 _BATCH_BYTES = 64_000_000
-_BATCH_ROWS = 256
+_BATCH_ROWS = 64  # a batch is what progress moves by, and what a stop waits for
 _READ_BUFFER_BYTES = 1 << 20
 
 
@@ -73,7 +73,7 @@ class Catalog:
         Args:
             partition: one of `partitions`.
             columns: file columns to read.
-            batch_rows: rows per batch at most; None: as many as fit 64 MB of compressed row, up to 256.
+            batch_rows: rows per batch at most; None: as many as fit 64 MB of compressed row, up to 64.
 
         Raises:
             OSError: the file cannot be read.
