@@ -200,11 +200,6 @@ def load_config(file: str | None = None, sets: Iterable[str] = (), **given: Any)
     return dataclasses.replace(config, **given)
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """The whole tree as plain dicts, for a run's report."""
-    return dataclasses.asdict(config)
-
-
 def _value(text: str) -> object:
     try:
         return tomllib.loads(f"v = {text}")["v"]

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,14 @@ def settle_paths(config: Config) -> Config:
     for name in ("--db", "staging.path"):
         if given[name] and not is_uri(given[name]):
             check_folder(name, Path(given[name]))
-    replaced = asdict_shallow(config)
-    replaced |= {"catalog_uri": given["--catalog"], "db": given["--db"].rstrip("/"), "model_name": given["--model"]}
-    replaced["staging"] = type(config.staging)(given["staging.path"])
-    replaced["images"] = type(config.images)(**{**asdict_shallow(config.images), "root": given["images.root"]})
-    return Config(**replaced)
+    return replace(
+        config,
+        catalog_uri=given["--catalog"],
+        db=given["--db"].rstrip("/"),
+        model_name=given["--model"],
+        staging=replace(config.staging, path=given["staging.path"]),
+        images=replace(config.images, root=given["images.root"]),
+    )
 
 
 def check_folder(name: str, path: Path) -> None:
@@ -241,11 +245,6 @@ def embed(run: Run, catalog: Catalog, plan: Plan, *, fresh: bool, stop: Stop) ->
         for stage, seconds in result.seconds.items():
             run.progress.seconds[stage] += seconds
     return results
-
-
-def asdict_shallow(value: Any) -> dict[str, Any]:
-    """A dataclass's own fields, nested ones as they are."""
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 def _settings(config: Config, size: PoolSize) -> EmbedSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -59,7 +59,7 @@ class EmbedWorker:
                 f"{socket.gethostname()}; unset RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES there"
             )
         device = settings.device if settings.device != "auto" else _device(gpus)
-        settings = EmbedSettings(**{**vars(settings), "device": device})
+        settings = replace(settings, device=device)
         self._embedder = Embedder(settings, catalog.root, reuse)
         self._catalog = catalog
         self._metrics = _Metrics(self._number)
