@@ -10,6 +10,8 @@
     │   └── MissingExtra           a part of the installation is not there
     ├── RunError                   a run began and could not end well
     │   ├── RunInterrupted         SIGTERM or SIGINT; what was staged is kept
+    │   ├── LeaseHeld              another run writes to the database
+    │   ├── LeaseLost              another run took over, as this one seemed dead
     │   └── ReleaseRefused         the run ended, its result may not be released
     └── InputRejected              one input of one product is bad; it becomes a row in `rejects`
         └── ImageRejected
@@ -63,6 +65,14 @@ class RunError(TwotowerError):
 
 class RunInterrupted(RunError):
     """A signal ended the run; staged partitions are kept and the same command resumes."""
+
+
+class LeaseHeld(RunError):
+    """Another run holds the writer's lease of the database."""
+
+
+class LeaseLost(RunError):
+    """The writer's lease was taken over by another run, or could not be renewed in time."""
 
 
 class ReleaseRefused(RunError):

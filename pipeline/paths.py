@@ -33,3 +33,10 @@ def exists(path: str) -> bool:
     """Whether a file, folder or prefix is there."""
     filesystem, inside = resolve(path)
     return bool(filesystem.get_file_info(inside).type != pafs.FileType.NotFound)
+
+
+def list_names(folder: str) -> list[str]:
+    """Names directly in a folder or prefix; empty where it is not there."""
+    filesystem, inside = resolve(folder)
+    infos = filesystem.get_file_info(pafs.FileSelector(inside, allow_not_found=True))
+    return [info.base_name for info in infos]

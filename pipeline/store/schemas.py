@@ -123,3 +123,23 @@ def releases_schema() -> pa.Schema:
             pa.field("schema_version", pa.int32(), nullable=False),
         ]
     )
+
+
+def lease_schema() -> pa.Schema:
+    """One row: who may write to the database; see `pipeline.store.lease.Holder`."""
+    moment = pa.timestamp("us", tz="UTC")
+    return pa.schema(
+        [
+            pa.field("token", pa.string(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+            pa.field("job", pa.string(), nullable=False),
+            pa.field("host", pa.string(), nullable=False),
+            pa.field("pid", pa.int64(), nullable=False),
+            pa.field("system", pa.string(), nullable=False),
+            pa.field("process_start", pa.int64()),
+            pa.field("acquired_at", moment, nullable=False),
+            pa.field("renewed_at", moment, nullable=False),
+            pa.field("ttl_s", pa.float64(), nullable=False),
+            pa.field("is_released", pa.bool_(), nullable=False),
+        ]
+    )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata, write_fragments
 
-from pipeline.paths import exists
+from pipeline.paths import list_names
 
 _MAX_ROWS_PER_FILE = 1_000_000
 
@@ -28,8 +28,8 @@ class Database:
         return f"{self.uri.rstrip('/')}/{table}.lance"
 
     def exists(self, table: str) -> bool:
-        """Whether the table has a version."""
-        return exists(f"{self.uri_of(table)}/_versions")
+        """Whether the table has a version; the folder alone may be left by a run that died as it made the table."""
+        return any(name.endswith(".manifest") for name in list_names(f"{self.uri_of(table)}/_versions"))
 
     def dataset(self, table: str, version: int | None = None) -> Any:
         """The table at a version, or at its latest."""
