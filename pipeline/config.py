@@ -99,11 +99,31 @@ class PoolConfig:
     partitions_per_actor: int = field(default=2, metadata={"min": 1})
     """How many partitions are handed to an actor at a time: one being embedded, the others waiting in its queue."""
     max_attempts: int = field(default=3, metadata={"min": 1})
-    """How often a partition whose worker died is tried."""
+    """How often a partition whose worker died is tried, before it is halved until the row that kills it is alone."""
+    max_crashes: int = field(default=100, metadata={"min": 0})
+    """A run in which more workers died is ended: then it is not single rows."""
+    stall_timeout_s: float = field(default=600.0, metadata={"min": 1.0})
+    """An actor whose counts do not move for so long is taken for hanging: it is ended, and that counts as a crash."""
+    memory_per_actor_bytes: int | None = field(default=None, metadata={"min": 1})
+    """Most that an actor's process may take, its model included; beyond it, batches are made smaller. None: no limit.
+    Ray is asked to keep as much free for it."""
     decode_threads: int | None = field(default=None, metadata={"min": 1})
     """None: the cores of the node shared between its actors."""
     torch_threads: int | None = field(default=None, metadata={"min": 1})
     """None: as decode_threads on a cpu, 1 on a GPU."""
+
+
+@dataclass(frozen=True)
+class LeaseConfig:
+    """One run writes a database at a time."""
+
+    when_held: str = field(default="stop", metadata={"choices": ("stop", "wait", "replan")})
+    """What a run does where another one holds the database: end with a sentence; wait for it and begin then; or embed
+    beside it, wait before the first commit, and plan again on what the other has released."""
+    wait_s: float = field(default=3600.0, metadata={"min": 0.0})
+    """How long to wait, with `wait` and `replan`."""
+    ttl_s: float = field(default=60.0, metadata={"min": 1.0})
+    """A holder that does not renew its lease for so long loses it; one that died on this machine loses it at once."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +173,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     ray: RayConfig = RayConfig()
     pool: PoolConfig = PoolConfig()
+    lease: LeaseConfig = LeaseConfig()
     staging: StagingConfig = StagingConfig()
     average: AverageConfig = AverageConfig()
     plan: PlanConfig = PlanConfig()

@@ -12,7 +12,9 @@ import numpy as np
 
 from pipeline.catalog.fetch import Fetcher
 from pipeline.errors import InputRejected
+from pipeline.model.tokens import TokenBatch
 from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
+from pipeline.run.memory import FittingBatch
 from pipeline.run.progress import Progress
 from pipeline.run.staging import EmbeddedInput
 from pipeline.store.tables import Database, vectors_by_sha256
@@ -33,6 +35,8 @@ class EmbedSettings:
     limits: ImageLimits = field(default_factory=ImageLimits)
     decode_threads: int = 1
     torch_threads: int | None = None
+    memory_bytes: int | None = None
+    """Most that an actor's process may take; None: no limit of ours."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Embedder:
         self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._known: dict[tuple[str, str], _Known] = {}
         self._begun: set[tuple[str, str]] = set()
+        self._fitting = {kind: FittingBatch(kind) for kind in ("text", "image")}
 
     def embed(self, products: Sequence[Product]) -> tuple[list[EmbeddedInput], list[Rejected]]:
         """Every text and image of the products, each either embedded or rejected.
@@ -213,7 +218,9 @@ class Embedder:
             tokens = self.model.tokenize([str(item.text) for item in items])
             self.progress.truncated_texts += int(sum(tokens.truncated))
         with self.progress.timed("towers"):
-            vectors = self.model.embed_tokens(tokens)
+            vectors = self._fitting["text"].run(
+                len(tokens), lambda part: self.model.embed_tokens(TokenBatch(tokens.ids[part], tokens.truncated[part]))
+            )
         for item, vector in zip(items, vectors, strict=True):
             self._known["text", item.sha256 or ""] = _checked(vector, _Known(vector))
         return {id(item) for item in items}
@@ -234,7 +241,8 @@ class Embedder:
         if not items:
             return set()
         with self.progress.timed("towers"):
-            vectors = self.model.embed_crops(np.stack([image.crop for image in prepared]))
+            crops = np.stack([image.crop for image in prepared])
+            vectors = self._fitting["image"].run(len(crops), lambda part: self.model.embed_crops(crops[part]))
         for item, image, vector in zip(items, prepared, vectors, strict=True):
             known = _Known(vector, image.width_px, image.height_px, image.thumbnail)
             self._known["image", item.sha256 or ""] = _checked(vector, known)

@@ -14,7 +14,7 @@ from pipeline.run.cluster import first_line
 from pipeline.run.load import commit, verify
 from pipeline.run.partition import PartitionResult
 from pipeline.run.plan import Plan
-from pipeline.run.reduce import Reduction, Staged, reject_rows, write_table
+from pipeline.run.reduce import Reduction, reject_rows, staged_files, write_table
 from pipeline.run.report import Run, counts
 from pipeline.run.signals import Stop
 from pipeline.store.indices import build_indices
@@ -69,7 +69,7 @@ def check_rejects(run: Run, results: Sequence[PartitionResult]) -> None:
     has_vectors = progress.embedded + progress.reused > 0
     if share <= run.config.max_reject_share and has_vectors:
         return
-    rejects = pa.concat_tables([reject_rows(Staged(result.path, result.name), None, run.run_id) for result in results])
+    rejects = pa.concat_tables([reject_rows(source, None, run.run_id) for source in staged_files(results)])
     path = f"{run.config.staging_path}/rejects-{run.run_id}.parquet"
     write_table(path, rejects)
     counted = Counter(rejects.column("reason").to_pylist()).most_common()
