@@ -77,7 +77,8 @@ def backfill(
                 is_whole = check_base(db, run, how, plan)
                 results = stage(run, catalog, plan, fresh=fresh, stop=stop, writer=writer)
             moment = run.stage("embed", moment)
-            check_rejects(run, list(results.values()))
+            if not replay:  # which only sees what was rejected before
+                check_rejects(run, list(results.values()))
             run.loaded = load(
                 db,
                 list(results.values()),
@@ -88,7 +89,7 @@ def backfill(
                 stop=stop,
             )
             moment = run.stage("reduce", moment)
-            if not is_unchanged(db, run, how):
+            if not is_unchanged(db, run, how, plan):
                 release(db, run, how, plan, is_whole=is_whole, gate=gate, stop=stop)
                 run.stage("release", moment)
             ledger = Ledger(config.staging_path)
