@@ -50,6 +50,10 @@ class JobProcess:
         result: dict[str, Any] = json.loads(self._out.read_text().splitlines()[-1])
         return result
 
+    def is_running(self) -> bool:
+        """Whether the job has not ended yet."""
+        return self._process.poll() is None
+
     def children(self) -> list[str]:
         """Names of all processes below this one; they are remembered for `left_behind`."""
         self._children |= _descendants(self._process.pid)
