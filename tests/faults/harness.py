@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import lance
-from job_process import CHECKOUT, JobProcess
+from job_process import BACKFILL, CHECKOUT, JobProcess
 from small_catalog import assert_equal_tables, table
 
 from jobs.backfill import main
@@ -41,7 +41,7 @@ class Fault:
         when: before or after the function.
         nth: which call of a process; 0 for every one.
         is_once: in one process of the job only.
-        is_poison: only where an argument is an image that holds `injected_faults.POISON`.
+        poison: only where an argument is an image that holds these letters; empty: everywhere.
         over_rows: only where the last argument is longer than that.
         memory_bytes: how much is used where no limit ends it before.
         error: name of an errno.
@@ -53,7 +53,7 @@ class Fault:
     when: str = "before"
     nth: int = 1
     is_once: bool = True
-    is_poison: bool = False
+    poison: str = ""
     over_rows: int | None = None
     memory_bytes: int = 4 << 30
     error: str = "ENOSPC"
@@ -63,6 +63,7 @@ class Fault:
         return f"{self.action} {self.when} {self.at}#{self.nth}"
 
 
+POISON = "twotower-poison"
 NOTE_BEGIN = Fault(STAGE, "note", nth=0, is_once=False)
 NOTE_END = Fault(STAGE, "note", "after", nth=0, is_once=False)
 
@@ -75,15 +76,22 @@ class FaultyJob:
         folder: where its output and log are written.
         faults: what goes wrong.
         env: more environment variables.
+        command: what Python runs.
     """
 
     def __init__(
-        self, arguments: Sequence[str], folder: Path, faults: Sequence[Fault], env: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        faults: Sequence[Fault],
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] = BACKFILL,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._tag = f"FAULT_TAG={uuid.uuid4().hex}"
         self._log = folder / "faults.jsonl"
-        self.process = JobProcess([*arguments, "--json"], folder, {**(env or {}), **self.environment(faults)})
+        env = {**(env or {}), **self.environment(faults)}
+        self.process = JobProcess([*arguments, "--json"], folder, env, command)
 
     def environment(self, faults: Sequence[Fault]) -> dict[str, str]:
         """What makes every process of a job one of this harness."""
@@ -98,7 +106,9 @@ class FaultyJob:
     def __enter__(self) -> FaultyJob:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         end_processes(self._tag)
 
     def end(self, timeout_s: float = ENDS_WITHIN_S) -> int:

@@ -1,4 +1,4 @@
-"""SIGKILL of the driver, at named points and at random: nothing is lost, nothing doubled, readers see whole releases."""
+"""SIGKILL of the driver, at named points and at random: nothing lost, nothing doubled, readers see whole releases."""
 
 from __future__ import annotations
 

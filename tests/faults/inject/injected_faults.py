@@ -1,7 +1,7 @@
 """Faults at named functions: wrapped as their modules are imported, in whatever process of the job that is.
 
-`FAULTS` is a JSON list of objects with the fields of `harness.Fault`; `FAULT_LOG` is the file that tells which came true,
-one JSON object a line. Nothing here imports the project, and the standard library is all that it needs.
+`FAULTS` is a JSON list of objects with the fields of `harness.Fault`; `FAULT_LOG` is the file that tells which came
+true, one JSON object a line. Nothing here imports the project: the standard library is all that it needs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from types import ModuleType
 from typing import Any
 
 DRIVER = "jobs.backfill"
-POISON = b"twotower-poison"
-"""An image that holds these bytes is the one that a fault with `is_poison` is about."""
 
 _MEET_S, _MEMORY_STEP = 20.0, 1 << 26
 _held: list[bytearray] = []
@@ -88,7 +86,8 @@ def _wrap(module: ModuleType, fault: dict[str, Any]) -> None:
 
 def _is_meant(fault: dict[str, Any], args: tuple[Any, ...]) -> bool:
     """Whether this call is the one: of the right number, on the poisoned image, on more rows than are harmless."""
-    if fault["is_poison"] and not any(isinstance(arg, bytes) and POISON in arg for arg in args):
+    poison = fault["poison"].encode()
+    if poison and not any(isinstance(arg, bytes) and poison in arg for arg in args):
         return False
     if fault["over_rows"] is not None and len(args[-1]) <= fault["over_rows"]:
         return False
@@ -133,6 +132,14 @@ def _tell(fault: dict[str, Any], args: tuple[Any, ...]) -> None:
 def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     time.sleep(600)  # what comes after this moment does not happen, in this process either
+
+
+def _raylet() -> int:
+    """The raylet that started this worker."""
+    command = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    if b"raylet" not in command.partition(b"\0")[0]:
+        raise RuntimeError(f"the parent of a worker is no raylet: {command!r}")
+    return os.getppid()
 
 
 def _crash(_: dict[str, Any]) -> None:
@@ -182,7 +189,7 @@ ACTIONS: dict[str, Callable[[dict[str, Any]], None]] = {
     "note": lambda fault: None,
     "kill_driver": lambda fault: _kill(int(os.environ["FAULT_DRIVER"])),
     "kill_self": lambda fault: _kill(os.getpid()),
-    "kill_parent": lambda fault: _kill(os.getppid()),
+    "kill_raylet": lambda fault: _kill(_raylet()),
     "crash": _crash,
     "hang": _hang,
     "hang_in_c": _hang_in_c,

@@ -1,4 +1,4 @@
-"""Every Python process of a job under test imports this first: faults come from outside, production code has no hooks."""
+"""Every Python process of a job under test imports this first: faults come from outside, the jobs have no hooks."""
 
 from __future__ import annotations
 
