@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import PARTITIONS, Season
 from harness import (
     Ended,
     Fault,
@@ -26,6 +25,7 @@ from harness import (
     run_here,
     run_until_done,
 )
+from season import PARTITIONS, Season
 from small_catalog import assert_equal_tables, items, write_products
 
 from pipeline.errors import RunInterrupted

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import PARTITIONS, Season
 from harness import (
     ACTORS,
     NOTE_BEGIN,
@@ -22,6 +22,7 @@ from harness import (
     entries,
     run_until_done,
 )
+from season import PARTITIONS, Season
 
 from pipeline.errors import QueryError
 from pipeline.query import Searcher
@@ -128,12 +129,23 @@ def test_a_kill_at_any_moment(number: int, duration_s: float, season: Season, tm
     kill_somewhere(random.Random(number).uniform(0, duration_s), season, tmp_path)
 
 
-def kill_somewhere(seconds: float, season: Season, folder: Path) -> tuple[int, int, int]:
-    """Kill after that time, look, resume, compare: the release then, partitions begun, partitions staged."""
+@dataclass(frozen=True)
+class Killed:
+    """What a kill met: the release that readers had then, partitions begun and staged by then, how the run went on."""
+
+    release: int
+    begun: int
+    staged: int
+    resumed_s: float
+
+
+def kill_somewhere(seconds: float, season: Season, folder: Path) -> Killed:
+    """Kill a run after that time, look as a reader, run it again until it is done, compare."""
     db = season.copy(folder)
     with FaultyJob(season.arguments(db), folder / "job", [NOTE_BEGIN]) as job:
         assert job.kill_after(seconds) in (-9, 0)
         release = assert_readers_have(db, {1: season.before, 2: season.after})
         begun, staged = len(job.begun()), len(entries(db))
+        since = time.monotonic()
         resume(season, db, job, season.after)
-    return release, begun, staged
+    return Killed(release, begun, staged, time.monotonic() - since)

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Season
 from harness import POISON, Fault, FaultyJob, arguments, assert_done, assert_latest_is_release, run_here
+from season import Season
 from small_catalog import Item, assert_equal_tables, items, jpeg, table, write_products
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
