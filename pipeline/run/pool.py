@@ -370,10 +370,10 @@ def _describe(unit: Unit) -> str:
 
 
 def _death(error: RayError) -> str:
-    """What Ray knows of an actor's end, in one line: the last one says most."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next((line for line in lines if "exit" in line.lower() or "died" in line.lower()), "")
-    return " ".join((told or first_line(error)).split())[:300]
+    """What Ray knows of an actor's end, in one sentence, without its guesses at the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if "has died" in line or "exit" in line.lower()]
+    told = lines[0] if lines else first_line(error)
+    return " ".join(told.partition(" There are some potential root causes")[0].split())[:300]
 
 
 def _is_alive(node_id: str | None) -> bool:

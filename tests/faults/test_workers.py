@@ -54,7 +54,7 @@ def test_an_actor_that_is_killed_is_replaced(season: Season, tmp_path: Path) -> 
     with FaultyJob(season.arguments(db), tmp_path / "job", [Fault(FINISH, "kill_self", "after", nth=2)]) as job:
         assert job.end() == 0, job.process.log
         assert len(job.events("kill_self")) == 1
-        assert "died while it ran" in job.process.log
+        assert "actor 0 is lost over" in job.process.log
     assert_done(db, season.after)
 
 
