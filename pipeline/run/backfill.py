@@ -210,7 +210,7 @@ def embed(run: Run, catalog: Catalog, plan: Plan, *, fresh: bool, stop: Stop) ->
         row_plan = plan.rows.get(partition.name, RowPlan())
         keys[partition.name] = work_key(
             partition, _plan_key(row_plan), catalog.columns, catalog.shape, catalog.root, catalog.carried,
-            card.fingerprint, config.images.limits, fresh,
+            card.fingerprint, config.images.limits, config.fetch, fresh,
         )  # fmt: skip
         staged = ledger.find(partition.name, keys[partition.name])
         if staged is not None:
@@ -255,6 +255,7 @@ def _settings(config: Config, size: PoolSize) -> EmbedSettings:
         settings=config.model_settings,
         compile=config.model.compile,
         limits=config.images.limits,
+        fetch=config.fetch,
         decode_threads=size.decode_threads,
         torch_threads=size.torch_threads,
     )
