@@ -87,7 +87,7 @@ class FetchConfig:
     per_host: int = field(default=8, metadata={"min": 1})
     """Requests of an actor to one host at a time."""
     threads: int = field(default=16, metadata={"min": 1})
-    """Of an actor, for what is not on a local disk; local files are read by the decode threads."""
+    """Of an actor, where http is on or `images.root` is an object store; else the decode threads read."""
 
     def __post_init__(self) -> None:
         if self.http and not self.allow_hosts:

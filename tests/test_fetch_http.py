@@ -30,8 +30,8 @@ BODY = bytes(range(256)) * 4
 PUBLIC = "93.184.215.14"
 NAMES = ("good.example", "evil.example", "mixed.example", "inner.example", "v6.example", "*.cdn.example")
 LITERALS = ("127.0.0.1", "[::1]", "169.254.169.254", "10.0.0.1", "192.168.1.1", "172.16.0.1", "0.0.0.0", "[::]",
-            "[::ffff:127.0.0.1]", "[::ffff:a9fe:a9fe]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[fe80::1]", "[fd00::1]",
-            "[2001:0:7f00:1::1]", "100.64.0.1", "224.0.0.1", "[::127.0.0.1]")  # fmt: skip
+            "[::ffff:127.0.0.1]", "[::ffff:a9fe:a9fe]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[fe80::1]",
+            "[fd00::1]", "[2001:0:7f00:1::1]", "100.64.0.1", "224.0.0.1", "[::127.0.0.1]")  # fmt: skip
 ZONE = {
     "good.example": [PUBLIC],
     "evil.example": ["127.0.0.1"],
@@ -76,7 +76,7 @@ def test_the_address_decides_though_the_host_is_allowed(url: str) -> None:
      "http://127.0.0.1./", "http://good.example./", "http://good.example@127.0.0.1/", "http://127.0.0.1@good.example/",
      "http://good.example:80@127.0.0.1/", "http://good.example\\@127.0.0.1/", "http://good.example%00.evil.example/",
      "http://127%2e0%2e0%2e1/", "http://%6cocalhost/", "http://１２７.0.0.1/", "http://127。0。0。1/", "http://ⓛocalhost/",
-     "http://bücher.example/", "http://[::1%25lo]/", "http://[::1/", "http://::1/", "http://", "http:///a.jpg", "http://:80/",
+     "http://bücher.example/", "http://[::1%25lo]/", "http://[::1/", "http://::1/", "http://", "http:///a", "http://:80/",
      "http://good.example:99999/", "http://good.example:/", "http://good.example /", "http://good.example\t/",
      "http://good.example/\r\nHost: evil.example", "http://good.example/\n", "http://good.example/\x00", "http://a..b/"],
 )  # fmt: skip
@@ -86,7 +86,7 @@ def test_a_host_that_is_not_written_plainly(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://other.example/", "http://good.example.evil.example/", "http://xgood.example/", "http://cdn.example/",
+    ["http://a.example/", "http://good.example.evil.example/", "http://xgood.example/", "http://cdn.example/",
      "http://good.example:22/", "http://good.example:6379/", "http://localhost/", "http://metadata.google.internal/"],
 )  # fmt: skip
 def test_a_host_or_port_that_is_not_on_the_list_is_not_even_looked_up(url: str) -> None:
@@ -99,35 +99,32 @@ def test_a_host_or_port_that_is_not_on_the_list_is_not_even_looked_up(url: str) 
 
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "FILE://127.0.0.1/etc/passwd", "ftp://good.example/", "gopher://good.example/",
-            "data:text/plain,x", "//good.example/a.jpg", "http:good.example", "http:/good.example", "https:evil.example/"]
+            "data:text/plain,x", "//good.example/", "http:good.example", "http:/good.example", "https:evil.example"]
 )  # fmt: skip
 def test_other_schemes_and_half_urls_are_refused(url: str) -> None:
     assert refusal(guarded().fetch, url).reason == Reason.FETCH_REFUSED
 
 
-@settings(max_examples=400, deadline=None)
+@pytest.fixture(scope="module")
+def loopback() -> Fetcher:
+    """Every name is at 127.0.0.1."""
+    return guarded(lambda *_: ["127.0.0.1"])
+
+
+@settings(max_examples=300, deadline=None)
 @given(
     st.lists(
-        st.sampled_from([*"/@:.%#?[]\\", "http://", "https://", "127.0.0.1", "evil.example", "good", ".cdn.example", "::1",
+        st.sampled_from([*"/@:.%#?[]\\", "http://", "https://", "127.0.0.1", "evil.example", "good", "::1",
                          "localhost", "0x7f", "2130706433", ":80", "%2e", "。", "a.jpg"]) | st.text(max_size=2),
         max_size=8,
     ).map("".join)
 )  # fmt: skip
-def test_no_url_connects_to_anything_but_a_public_address(url: str) -> None:
-    asked: list[str] = []
-
-    def connector(address: str, port: int, timeout_s: float) -> NoReturn:
-        asked.append(address)
-        raise OSError("no network")
-
-    config = FetchConfig(http=True, allow_hosts=NAMES + LITERALS, backoff_s=0, max_attempts=1)
-    fetcher = Fetcher("/nowhere", LIMITS, config, resolver=lambda *_: ["127.0.0.1"], connector=connector)
+def test_no_url_leads_to_an_address_that_is_not_public(loopback: Fetcher, url: str) -> None:
     for reference in (url, f"http://{url}"):
-        refusal(fetcher.fetch, reference)
-    assert asked == []
+        refusal(loopback.fetch, reference)
 
 
-def test_an_answer_of_the_name_service_that_changes(server: ImageServer) -> None:
+def test_an_answer_of_the_name_service_that_changes() -> None:
     answers = [[PUBLIC], ["127.0.0.1"], [PUBLIC]]
     asked: list[str] = []
 
@@ -193,7 +190,7 @@ def test_whole_answers(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("location", "reason", "said"),
     [
-        ("http://169.254.169.254/latest/meta-data/", Reason.FETCH_REFUSED, "is at 169.254.169.254, a link-local address"),
+        ("http://169.254.169.254/latest/meta-data/", Reason.FETCH_REFUSED, "at 169.254.169.254, a link-local"),
         ("//169.254.169.254/", Reason.FETCH_REFUSED, "link-local"),
         ("http://evil.example/", Reason.FETCH_REFUSED, "is at 127.0.0.1, a private or loopback address"),
         ("http://localhost/", Reason.FETCH_REFUSED, "not in fetch.allow_hosts"),
@@ -223,14 +220,14 @@ def test_redirects_that_are_followed(server: ImageServer) -> None:
     server.routes |= {
         "/a": answer(b"", "301 Moved Permanently", "Location: b/c?x=1"),
         "/b/c": answer(b"", "308 Permanent Redirect", f"Location: http://img.example:{server.port}/größe"),
-        "/gr%C3%B6%C3%9Fe": answer(b"", "303 See Other", "Location: //other.example:%d/ok" % server.port),
+        "/gr%C3%B6%C3%9Fe": answer(b"", "303 See Other", f"Location: //other.example:{server.port}/ok"),
     }
     assert reader(server).fetch(server.url("/a")) == BODY
     assert list(server.asked) == ["/a", "/b/c?x=1", "/gr%C3%B6%C3%9Fe", "/ok"]
     assert f"Host: other.example:{server.port}\r\n" in server.heads[-1]
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 418, 204, 206, 304, 302])
+@pytest.mark.parametrize("status", [201, 400, 401, 403, 418, 204, 206, 304, 302])
 def test_an_answer_that_another_attempt_would_not_change(server: ImageServer, status: int) -> None:
     server.routes["/x"] = answer(b"", f"{status} Whatever")
     rejected = refusal(reader(server).fetch, server.url("/x"))
@@ -242,13 +239,15 @@ def test_faults_that_pass(server: ImageServer) -> None:
     server.routes |= {
         "/503": in_turn(answer(b"", "503 Service Unavailable"), answer(BODY)),
         "/reset": in_turn(raw(b""), answer(BODY)),
-        "/nonsense": in_turn(raw(b"SSH-2.0-OpenSSH\r\n"), raw(b"HTTP/1.1 200 OK\r\nContent-Length: x"), answer(BODY)),
+        "/nonsense": in_turn(
+            raw(b"SSH-2.0-OpenSSH\r\n"), raw(b"HTTP/1.1 200 OK\r\nX"), raw(b"HTTP/1.1 2"), answer(BODY)
+        ),
         "/cut": in_turn(answer(BODY[:500], length=len(BODY)), answer(BODY)),
         "/cut-chunk": in_turn(raw(chunked(BODY, end=b"")), raw(chunked(BODY[:9], end=b"ff\r\nhalf")), answer(BODY)),
         "/slow": in_turn(answer(BODY, pause_s=2), answer(BODY)),
     }
-    fetch = reader(server).fetch
-    for path, asked in (("/503", 2), ("/reset", 2), ("/nonsense", 3), ("/cut", 2), ("/cut-chunk", 3), ("/slow", 2)):
+    fetch = reader(server, max_attempts=4).fetch
+    for path, asked in (("/503", 2), ("/reset", 2), ("/nonsense", 4), ("/cut", 2), ("/cut-chunk", 3), ("/slow", 2)):
         assert fetch(server.url(path)) == BODY
         assert server.asked[path] == asked
 

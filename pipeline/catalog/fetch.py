@@ -101,7 +101,7 @@ class Fetcher:
             if self._http is None:
                 raise ImageRejected(
                     Reason.FETCH_REFUSED,
-                    f"{shortened(reference)} is a URL, and those are not read: set fetch.http=true and name its host "
+                    f"{shortened(reference.partition('?')[0])} is a URL, and those are not read: set fetch.http=true and name its host "
                     "in fetch.allow_hosts",
                 )
             return partial(self._http.read, reference)

@@ -82,7 +82,8 @@ class HttpReader:
                 return body
             target = redirected(target, location)
         raise ImageRejected(
-            Reason.FETCH_FAILED, f"{shortened(url)} redirects more than {self._config.max_redirects} times"
+            Reason.FETCH_FAILED,
+            f"{shortened(url.partition('?')[0])} redirects more than {self._config.max_redirects} times",
         )
 
     def _check(self, target: Target) -> None:
@@ -170,6 +171,10 @@ class HttpReader:
         body = read_capped(response.read, self._max_bytes, deadline, target.told)
         if response.length:
             raise Unavailable(f"the answer was cut {response.length:,} bytes before its end")
+        if not body and response.length is None and not response.chunked:
+            raise Unavailable(
+                "the answer was cut in its head, or has no body"
+            )  # http.client takes a cut head for whole
         return body, ""
 
 
