@@ -242,12 +242,21 @@ def test_faults_that_pass(server: ImageServer) -> None:
         "/nonsense": in_turn(
             raw(b"SSH-2.0-OpenSSH\r\n"), raw(b"HTTP/1.1 200 OK\r\nX"), raw(b"HTTP/1.1 2"), answer(BODY)
         ),
+        "/lengths": in_turn(raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9, 9\r\n\r\nhalf"), answer(BODY)),
         "/cut": in_turn(answer(BODY[:500], length=len(BODY)), answer(BODY)),
         "/cut-chunk": in_turn(raw(chunked(BODY, end=b"")), raw(chunked(BODY[:9], end=b"ff\r\nhalf")), answer(BODY)),
         "/slow": in_turn(answer(BODY, pause_s=2), answer(BODY)),
     }
     fetch = reader(server, max_attempts=4).fetch
-    for path, asked in (("/503", 2), ("/reset", 2), ("/nonsense", 4), ("/cut", 2), ("/cut-chunk", 3), ("/slow", 2)):
+    for path, asked in (
+        ("/503", 2),
+        ("/reset", 2),
+        ("/nonsense", 4),
+        ("/lengths", 2),
+        ("/cut", 2),
+        ("/cut-chunk", 3),
+        ("/slow", 2),
+    ):
         assert fetch(server.url(path)) == BODY
         assert server.asked[path] == asked
 

@@ -11,7 +11,6 @@ import stat
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pyarrow.fs as pafs
 
@@ -101,8 +100,8 @@ class Fetcher:
             if self._http is None:
                 raise ImageRejected(
                     Reason.FETCH_REFUSED,
-                    f"{shortened(reference.partition('?')[0])} is a URL, and those are not read: set fetch.http=true and name its host "
-                    "in fetch.allow_hosts",
+                    f"{shortened(reference.partition('?')[0])} is a URL, and those are not read: set fetch.http=true "
+                    "and name its host in fetch.allow_hosts",
                 )
             return partial(self._http.read, reference)
         inside = self._inside(reference)
@@ -164,16 +163,16 @@ class Fetcher:
         Links are resolved first, and what they lead to is then opened part by part without following any: a link that
         is put there in between is not followed either.
         """
-        path = Path(os.path.realpath(f"{self._root}/{inside}"))
-        if not path.is_relative_to(self._root):
+        path = os.path.realpath(f"{self._root}/{inside}")
+        if os.path.commonpath([self._root, path]) != self._root:
             raise ImageRejected(Reason.FETCH_REFUSED, f"{told} leads out of the images' root through a link")
-        *folders, name = path.relative_to(self._root).parts or (".",)
+        *folders, name = path[len(self._root) :].strip("/").split("/")
         folder = os.open(self._root, _FOLDER)
         try:
             for part in folders:
                 outer, folder = folder, os.open(part, _FOLDER, dir_fd=folder)
                 os.close(outer)
-            return os.open(name, _FILE, dir_fd=folder)
+            return os.open(name or ".", _FILE, dir_fd=folder)
         finally:
             os.close(folder)
 

@@ -171,10 +171,9 @@ class HttpReader:
         body = read_capped(response.read, self._max_bytes, deadline, target.told)
         if response.length:
             raise Unavailable(f"the answer was cut {response.length:,} bytes before its end")
-        if not body and response.length is None and not response.chunked:
-            raise Unavailable(
-                "the answer was cut in its head, or has no body"
-            )  # http.client takes a cut head for whole
+        is_framed = response.chunked or response.length is not None
+        if not is_framed and (not body or "Content-Length" in response.headers):
+            raise Unavailable("the answer's head was cut or damaged")  # which http.client takes for a whole one
         return body, ""
 
 
