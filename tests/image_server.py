@@ -15,7 +15,7 @@ Route = Callable[[socket.socket], None]
 
 
 class ImageServer(socketserver.ThreadingTCPServer):
-    """Routes are called with the connection; `asked` counts requests by path, `peak` is the most at one time."""
+    """Routes are called with the connection; `asked` counts requests by path, `peak` those in `busy` at once."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -55,14 +55,10 @@ class _Handler(socketserver.BaseRequestHandler):
         with self.server.lock:
             self.server.asked[path] += 1
             self.server.heads.append(head.decode())
-            self.server.running += 1
-            self.server.peak = max(self.server.peak, self.server.running)
         try:
             with suppress(OSError):
                 self.server.routes.get(path.partition("?")[0], answer(b"", "404 Not Found"))(connection)
         finally:
-            with self.server.lock:
-                self.server.running -= 1
             connection.close()
 
 
@@ -86,6 +82,21 @@ def answer(body: bytes, status: str = "200 OK", *headers: str, length: int | Non
         time.sleep(pause_s)
         lines = (f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", *headers, "", "")
         connection.sendall("\r\n".join(lines).encode() + body)
+
+    return route
+
+
+def busy(server: ImageServer, body: bytes, pause_s: float) -> Route:
+    """A whole answer after a pause; who is in the pause has not been answered yet, and is counted."""
+
+    def route(connection: socket.socket) -> None:
+        with server.lock:
+            server.running += 1
+            server.peak = max(server.peak, server.running)
+        time.sleep(pause_s)
+        with server.lock:
+            server.running -= 1
+        answer(body)(connection)
 
     return route
 

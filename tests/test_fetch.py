@@ -300,7 +300,7 @@ def test_a_catalog_of_references(tmp_path: Path, tiny_model: str) -> None:
             wanted = [
                 "pool.gpus_per_actor=0",
                 "images.max_bytes=40000",
-                "fetch.timeout_s=1",
+                "fetch.timeout_s=3",
                 "fetch.backoff_s=0.01",
                 *sets,
             ]

@@ -16,7 +16,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_server import ImageServer, answer, dripping, flood, in_turn, raw, serving
+from image_server import ImageServer, answer, busy, dripping, flood, in_turn, raw, serving
 
 from pipeline.catalog.fetch import Fetcher
 from pipeline.catalog.fetch_wire import system_connector
@@ -149,7 +149,7 @@ def server() -> Iterator[ImageServer]:
 def reader(server: ImageServer, **changed: object) -> Fetcher:
     """A fetcher that may ask the server, by its address and two names."""
     hosts = tuple(f"{host}:{server.port}" for host in ("127.0.0.1", "img.example", "other.example"))
-    limits = {"timeout_s": 1.0, "backoff_s": 0.01} | changed
+    limits = {"timeout_s": 10.0, "backoff_s": 0.01} | changed
     config = FetchConfig(http=True, allow_hosts=(*hosts, "169.254.169.254", "evil.example"),
                          allow_private_hosts=("127.0.0.1", "img.example", "other.example"), **limits)  # fmt: skip
 
@@ -245,7 +245,6 @@ def test_faults_that_pass(server: ImageServer) -> None:
         "/lengths": in_turn(raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9, 9\r\n\r\nhalf"), answer(BODY)),
         "/cut": in_turn(answer(BODY[:500], length=len(BODY)), answer(BODY)),
         "/cut-chunk": in_turn(raw(chunked(BODY, end=b"")), raw(chunked(BODY[:9], end=b"ff\r\nhalf")), answer(BODY)),
-        "/slow": in_turn(answer(BODY, pause_s=2), answer(BODY)),
     }
     fetch = reader(server, max_attempts=4).fetch
     for path, asked in (
@@ -255,10 +254,15 @@ def test_faults_that_pass(server: ImageServer) -> None:
         ("/lengths", 2),
         ("/cut", 2),
         ("/cut-chunk", 3),
-        ("/slow", 2),
     ):
         assert fetch(server.url(path)) == BODY
         assert server.asked[path] == asked
+
+
+def test_a_slow_answer_is_given_up_and_asked_for_again(server: ImageServer) -> None:
+    server.routes["/slow"] = in_turn(answer(BODY, pause_s=8), answer(BODY))
+    assert reader(server, timeout_s=2.0).fetch(server.url("/slow")) == BODY
+    assert server.asked["/slow"] == 2
 
 
 @pytest.mark.parametrize(
@@ -276,9 +280,10 @@ def test_faults_that_stay_end_in_time(server: ImageServer, name: str, said: str)
         "/silent": answer(BODY, pause_s=3),
         "/negative": raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n" + BODY),
     }
+    timeout_s = 1.0 if said == "time" else 10.0
     begun = time.monotonic()
-    rejected = refusal(reader(server, timeout_s=0.5).fetch, server.url(f"/{name}"))
-    assert time.monotonic() - begun < 5
+    rejected = refusal(reader(server, timeout_s=timeout_s).fetch, server.url(f"/{name}"))
+    assert time.monotonic() - begun < 9, "three attempts and two pauses"
     assert (rejected.reason, server.asked[f"/{name}"]) == (Reason.FETCH_FAILED, 3)
     assert said in rejected.detail
     assert "attempt 3" in rejected.detail
@@ -342,21 +347,21 @@ def test_retry_after_is_waited_for_within_the_time_limit(server: ImageServer) ->
         "/date": answer(b"", "503 Service Unavailable", f"Retry-After: {format_datetime(soon, usegmt=True)}"),
         "/nonsense": in_turn(answer(b"", busy, "Retry-After: soon, 99"), answer(BODY)),
     }
-    fetch = reader(server, timeout_s=2.0).fetch
+    fetch = reader(server, timeout_s=5.0).fetch
     begun = time.monotonic()
     assert fetch(server.url("/soon")) == BODY
-    assert 1.0 <= time.monotonic() - begun < 3
+    assert time.monotonic() - begun >= 1.0
     begun = time.monotonic()
     for path in ("/later", "/date"):
         assert refusal(fetch, server.url(path)).reason == Reason.FETCH_FAILED
         assert server.asked[path] == 1
     assert fetch(server.url("/nonsense")) == BODY
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 9, "none of them is waited for"
 
 
 def test_requests_to_one_host_are_bounded(server: ImageServer) -> None:
-    server.routes["/busy"] = answer(BODY, pause_s=0.1)
-    fetch = reader(server, per_host=3, timeout_s=5.0).fetch
+    server.routes["/busy"] = busy(server, BODY, 0.2)
+    fetch = reader(server, per_host=3, timeout_s=10.0).fetch
     with ThreadPoolExecutor(12) as threads:
         assert set(threads.map(fetch, [server.url("/busy")] * 18)) == {BODY}
         assert server.peak == 3
