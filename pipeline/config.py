@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError
+from pipeline.hosts import HostRule
 from pipeline.records import ImageLimits
 
 T = TypeVar("T")
@@ -60,6 +61,47 @@ class ImagesConfig:
     def limits(self) -> ImageLimits:
         """The limits as the decoder takes them."""
         return ImageLimits(self.max_bytes, self.max_pixels, self.min_side_px, self.max_aspect)
+
+
+@dataclass(frozen=True)
+class FetchConfig:
+    """How references in the images column are read: under `images.root`, and over http(s) where that is switched on.
+
+    Raises:
+        ConfigError: http without a host, or an entry that names none.
+    """
+
+    http: bool = False
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts that URLs may name: `img.shop.example`, `*.cdn.shop.example` for what is under it, `img.shop.example:8080`
+    for another port than 80 and 443."""
+    allow_private_hosts: tuple[str, ...] = ()
+    """Those of them that may be at private or loopback addresses: a shop's inner image server. Names only."""
+    timeout_s: float = field(default=20.0, metadata={"min": 0.1})
+    """For one attempt, redirects and the whole answer included."""
+    connect_timeout_s: float = field(default=5.0, metadata={"min": 0.1})
+    max_attempts: int = field(default=3, metadata={"min": 1})
+    backoff_s: float = field(default=0.5, metadata={"min": 0.0})
+    """Before the second attempt, doubled for each further one; a longer Retry-After is waited for, up to timeout_s."""
+    max_redirects: int = field(default=3, metadata={"min": 0})
+    per_host: int = field(default=8, metadata={"min": 1})
+    """Requests of an actor to one host at a time."""
+    threads: int = field(default=16, metadata={"min": 1})
+    """Of an actor, where http is on or `images.root` is an object store; else the decode threads read."""
+
+    def __post_init__(self) -> None:
+        if self.http and not self.allow_hosts:
+            raise ConfigError(
+                "fetch.http=true needs the hosts that may be asked: fetch.allow_hosts=['img.shop.example']"
+            )
+        for name in ("allow_hosts", "allow_private_hosts"):
+            for text in getattr(self, name):
+                try:
+                    rule = HostRule.parse(text)
+                except ValueError as error:
+                    raise ConfigError(f"fetch.{name}: {error}") from error
+                if name == "allow_private_hosts" and (rule.is_wildcard or rule.port is not None):
+                    raise ConfigError(f"fetch.{name} takes single hosts without wildcard or port; got {text!r}")
 
 
 @dataclass(frozen=True)
@@ -170,6 +212,7 @@ class Config:
     columns: ColumnsConfig = ColumnsConfig()
     catalog: CatalogConfig = CatalogConfig()
     images: ImagesConfig = ImagesConfig()
+    fetch: FetchConfig = FetchConfig()
     model: ModelConfig = ModelConfig()
     ray: RayConfig = RayConfig()
     pool: PoolConfig = PoolConfig()

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.catalog.fetch import Fetcher
+from pipeline.config import FetchConfig
 from pipeline.errors import InputRejected
 from pipeline.model.tokens import TokenBatch
+from pipeline.paths import is_uri
 from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
 from pipeline.run.memory import FittingBatch
 from pipeline.run.progress import Progress
@@ -33,6 +35,7 @@ class EmbedSettings:
     """Further arguments of `load_model` that decide which vectors come out: preprocessing, max_tokens and so on."""
     compile: bool = False
     limits: ImageLimits = field(default_factory=ImageLimits)
+    fetch: FetchConfig = field(default_factory=FetchConfig)
     decode_threads: int = 1
     torch_threads: int | None = None
     memory_bytes: int | None = None
@@ -101,9 +104,11 @@ class Embedder:
             **settings.settings,
         )
         self.progress = Progress()
-        self._fetcher = Fetcher(images_root, settings.limits)
+        self._fetcher = Fetcher(images_root, settings.limits, settings.fetch)
         self._reuse = reuse
-        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._threads = self._fetching = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        if settings.fetch.http or is_uri(images_root):  # waiting for a network must not keep others from decoding
+            self._fetching = ThreadPoolExecutor(settings.fetch.threads, thread_name_prefix="fetch")
         self._known: dict[tuple[str, str], _Known] = {}
         self._begun: set[tuple[str, str]] = set()
         self._fitting = {kind: FittingBatch(kind) for kind in ("text", "image")}
@@ -124,7 +129,7 @@ class Embedder:
     def prepare(self, products: Sequence[Product]) -> list[Pending]:
         """Fetch, hash and begin to decode; safe to run in another thread than `finish`, one batch ahead."""
         loads = [
-            (product, image, self._threads.submit(self._load, image))
+            (product, image, self._fetching.submit(self._load, image))
             for product in products
             for image in product.images
         ]
@@ -159,6 +164,7 @@ class Embedder:
             if known is None or rejection is not None or known.vector is None:
                 assert rejection is not None
                 reason = Reason(rejection.reason)
+                self.progress.fetch_failed += reason is Reason.FETCH_FAILED
                 rejects.append(
                     Rejected(item.product_id, item.row, item.kind, reason, rejection.detail, item.ordinal, item.sha256)
                 )

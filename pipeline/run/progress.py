@@ -36,6 +36,7 @@ class Progress:
     rejected: int = 0
     rejected_rows: int = 0
     truncated_texts: int = 0
+    fetch_failed: int = 0
     tower_batches: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 

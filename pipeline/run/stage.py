@@ -45,7 +45,8 @@ def stage(
     partitions = {p.name: p for p in catalog.partitions if p.name in plan.pending}
     facts = {name: _facts(run, catalog, partition, plan, fresh) for name, partition in partitions.items()}
     keys = {name: work_key(fact) for name, fact in facts.items()}
-    results = ledger.find(keys)
+    # What could not be fetched may be there by now: an outage is not taken over from a run that was not released.
+    results = {name: found for name, found in ledger.find(keys).items() if not found.counts["fetch_failed"]}
     if results:
         log.info("resuming: %d of %d partitions are staged already", len(results), len(partitions))
     pending = {name: partition for name, partition in partitions.items() if name not in results}
@@ -117,6 +118,7 @@ def _facts(run: Run, catalog: Catalog, partition: Partition, plan: Plan, fresh: 
         "root": catalog.root,
         "carried": [str(field) for field in catalog.carried],
         "limits": asdict(run.config.images.limits),
+        "fetch": asdict(run.config.fetch),
         "fresh": fresh,
     }
 
@@ -136,6 +138,7 @@ def _settings(config: Config, size: PoolSize) -> EmbedSettings:
         settings=config.model_settings,
         compile=config.model.compile,
         limits=config.images.limits,
+        fetch=config.fetch,
         decode_threads=size.decode_threads,
         torch_threads=size.torch_threads,
         memory_bytes=config.pool.memory_per_actor_bytes,
