@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.store.schemas import TABLES
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 RUNS, PRODUCTS, READERS = 12, 24, 3
+_PAUSE_S = 0.02  # a thousand looks are enough, and the runs need the machine too
 
 
 def generation(number: int) -> list[Item]:
@@ -74,6 +76,7 @@ class Reader(threading.Thread):
         try:
             while not self._stop_event.is_set():
                 self.seen.append(self._look())
+                time.sleep(_PAUSE_S)
         except BaseException as error:
             self.error = error
 

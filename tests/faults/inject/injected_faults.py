@@ -143,7 +143,6 @@ def _raylet() -> int:
 
 
 def _crash(_: dict[str, Any]) -> None:
-    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
     ctypes.string_at(0)
 
 
