@@ -46,7 +46,7 @@ def stage(
     facts = {name: _facts(run, catalog, partition, plan, fresh) for name, partition in partitions.items()}
     keys = {name: work_key(fact) for name, fact in facts.items()}
     # What could not be fetched may be there by now: an outage is not taken over from a run that was not released.
-    results = {name: found for name, found in ledger.find(keys).items() if not found.counts["fetch_failed"]}
+    results = {name: found for name, found in ledger.find(keys).items() if not found.counts.get("fetch_failed")}
     if results:
         log.info("resuming: %d of %d partitions are staged already", len(results), len(partitions))
     pending = {name: partition for name, partition in partitions.items() if name not in results}
