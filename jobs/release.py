@@ -21,16 +21,16 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = JobParser(
         prog="python -m jobs.release",
-        description="The releases of a database: list them, show one, put the tables right or release them as they are, "
-        "go back to an older release, let old ones go.",
+        description="The releases of a database: list them, show one, put the tables right or release versions of "
+        "them, go back to an older release, let old ones go.",
         epilog="exit codes: 0 done; 1 another run holds the database, or the release was refused; 2 wrong arguments",
     )
     actions = result.add_subparsers(dest="action", required=True, metavar="ACTION")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = JobParser(add_help=False)
     shared.add_argument("--db", required=True, help="folder or object-store prefix of the LanceDB tables")
     shared.add_argument("--json", action="store_true", help="print one JSON object")
     add_log_level(shared)
-    writer = argparse.ArgumentParser(add_help=False, parents=[shared])
+    writer = JobParser(add_help=False, parents=[shared])
     writer.add_argument(
         "--wait-s", type=_number, default=0.0, metavar="S", help="how long to wait for a run that holds the database"
     )
