@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pipeline.errors import ConfigError
+from pipeline.hosts import HostRule
 from pipeline.records import ImageLimits
 
 T = TypeVar("T")
@@ -63,6 +64,47 @@ class ImagesConfig:
 
 
 @dataclass(frozen=True)
+class FetchConfig:
+    """How references in the images column are read: under `images.root`, and over http(s) where that is switched on.
+
+    Raises:
+        ConfigError: http without a host, or an entry that names none.
+    """
+
+    http: bool = False
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts that URLs may name: `img.shop.example`, `*.cdn.shop.example` for what is under it, `img.shop.example:8080`
+    for another port than 80 and 443."""
+    allow_private_hosts: tuple[str, ...] = ()
+    """Those of them that may be at private or loopback addresses: a shop's inner image server. Names only."""
+    timeout_s: float = field(default=20.0, metadata={"min": 0.1})
+    """For one attempt, redirects and the whole answer included."""
+    connect_timeout_s: float = field(default=5.0, metadata={"min": 0.1})
+    max_attempts: int = field(default=3, metadata={"min": 1})
+    backoff_s: float = field(default=0.5, metadata={"min": 0.0})
+    """Before the second attempt, doubled for each further one; a longer Retry-After is waited for, up to timeout_s."""
+    max_redirects: int = field(default=3, metadata={"min": 0})
+    per_host: int = field(default=8, metadata={"min": 1})
+    """Requests of an actor to one host at a time."""
+    threads: int = field(default=16, metadata={"min": 1})
+    """Of an actor, where http is on or `images.root` is an object store; else the decode threads read."""
+
+    def __post_init__(self) -> None:
+        if self.http and not self.allow_hosts:
+            raise ConfigError(
+                "fetch.http=true needs the hosts that may be asked: fetch.allow_hosts=['img.shop.example']"
+            )
+        for name in ("allow_hosts", "allow_private_hosts"):
+            for text in getattr(self, name):
+                try:
+                    rule = HostRule.parse(text)
+                except ValueError as error:
+                    raise ConfigError(f"fetch.{name}: {error}") from error
+                if name == "allow_private_hosts" and (rule.is_wildcard or rule.port is not None):
+                    raise ConfigError(f"fetch.{name} takes single hosts without wildcard or port; got {text!r}")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """How the model is run; its name is `--model`."""
 
@@ -99,11 +141,31 @@ class PoolConfig:
     partitions_per_actor: int = field(default=2, metadata={"min": 1})
     """How many partitions are handed to an actor at a time: one being embedded, the others waiting in its queue."""
     max_attempts: int = field(default=3, metadata={"min": 1})
-    """How often a partition whose worker died is tried."""
+    """How often a partition whose worker died is tried, before it is halved until the row that kills it is alone."""
+    max_crashes: int = field(default=100, metadata={"min": 0})
+    """A run in which more workers died is ended: then it is not single rows."""
+    stall_timeout_s: float = field(default=600.0, metadata={"min": 1.0})
+    """An actor whose counts do not move for so long is taken for hanging: it is ended, and that counts as a crash."""
+    memory_per_actor_bytes: int | None = field(default=None, metadata={"min": 1})
+    """Most that an actor's process may take, its model included; beyond it, batches are made smaller. None: no limit.
+    Ray is asked to keep as much free for it."""
     decode_threads: int | None = field(default=None, metadata={"min": 1})
     """None: the cores of the node shared between its actors."""
     torch_threads: int | None = field(default=None, metadata={"min": 1})
     """None: as decode_threads on a cpu, 1 on a GPU."""
+
+
+@dataclass(frozen=True)
+class LeaseConfig:
+    """One run writes a database at a time."""
+
+    when_held: str = field(default="stop", metadata={"choices": ("stop", "wait", "replan")})
+    """What a run does where another one holds the database: end with a sentence; wait for it and begin then; or embed
+    beside it, wait before the first commit, and plan again on what the other has released."""
+    wait_s: float = field(default=3600.0, metadata={"min": 0.0})
+    """How long to wait, with `wait` and `replan`."""
+    ttl_s: float = field(default=60.0, metadata={"min": 1.0})
+    """A holder that does not renew its lease for so long loses it; one that died on this machine loses it at once."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +214,11 @@ class Config:
     columns: ColumnsConfig = ColumnsConfig()
     catalog: CatalogConfig = CatalogConfig()
     images: ImagesConfig = ImagesConfig()
+    fetch: FetchConfig = FetchConfig()
     model: ModelConfig = ModelConfig()
     ray: RayConfig = RayConfig()
     pool: PoolConfig = PoolConfig()
+    lease: LeaseConfig = LeaseConfig()
     staging: StagingConfig = StagingConfig()
     average: AverageConfig = AverageConfig()
     plan: PlanConfig = PlanConfig()

@@ -13,25 +13,33 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).parents[1]
+BACKFILL = ("-m", "jobs.backfill")
 _OWN_RAY = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
 class JobProcess:
-    """`python -m jobs.backfill` in a session of its own.
+    """`python -m jobs.backfill`, or another command, in a session of its own.
 
     Args:
         arguments: of the job, `--json` included where it is wanted.
         folder: where its output and log are written.
         env: more environment variables.
+        command: what Python runs, when it is not a backfill.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] = BACKFILL,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._out, self._err = folder / "out", folder / "err"
         self._children: dict[int, str] = {}
         with self._out.open("w") as out, self._err.open("w") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jobs.backfill", *arguments],
+                [sys.executable, *command, *arguments],
                 cwd=CHECKOUT, env=environment(env), stdout=out, stderr=err, start_new_session=True,
             )  # fmt: skip
 
@@ -49,6 +57,10 @@ class JobProcess:
         """The JSON object at the end of standard output."""
         result: dict[str, Any] = json.loads(self._out.read_text().splitlines()[-1])
         return result
+
+    def is_running(self) -> bool:
+        """Whether the job has not ended yet."""
+        return self._process.poll() is None
 
     def children(self) -> list[str]:
         """Names of all processes below this one; they are remembered for `left_behind`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,15 +98,27 @@ def table(db: str | Path, name: str, version: int | None = None) -> pa.Table:
     return found.sort_by([(key, "ascending") for key in keys.get(name, [found.schema.names[0]])])
 
 
-def assert_equal_tables(one: str | Path, other: str | Path) -> None:
-    """The design's "equal tables": run-dependent columns left out, vectors within 1e-6, all else exact."""
+def assert_equal_tables(
+    one: str | Path,
+    other: str | Path,
+    versions: Mapping[str, int] | None = None,
+    other_versions: Mapping[str, int] | None = None,
+) -> None:
+    """The design's "equal tables": run-dependent columns left out, vectors within 1e-6, all else exact.
+
+    Args:
+        one: a database.
+        other: another one.
+        versions: of the first one's tables; None: the latest.
+        other_versions: of the other's.
+    """
     left_out = {
         "products": {"partition"},
         "images": set(),
         "rejects": {"partition", "row", "run_id", "attempts", "detail"},
     }
     for name, out in left_out.items():
-        a, b = table(one, name), table(other, name)
+        a, b = table(one, name, (versions or {}).get(name)), table(other, name, (other_versions or {}).get(name))
         columns = [column for column in a.schema.names if column not in out]
         assert columns == [column for column in b.schema.names if column not in out]
         assert a.num_rows == b.num_rows, name

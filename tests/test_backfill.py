@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,19 @@ from small_catalog import (
 )
 
 from pipeline.config import load_config
-from pipeline.errors import CatalogError, ClusterError, ConfigError, ModelError, ReleaseRefused, UsageError
+from pipeline.errors import (
+    CatalogError,
+    ClusterError,
+    ConfigError,
+    LeaseHeld,
+    ModelError,
+    ReleaseRefused,
+    UsageError,
+)
 from pipeline.run.backfill import backfill
+from pipeline.store.lease import Lease, read_lease
 from pipeline.store.releases import list_releases, newest_release
+from pipeline.store.tables import Database
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -339,26 +350,66 @@ def test_clothing_whole(tmp_path: Path, tiny_model: str, shared: Path) -> None:
     check_averages(table(tmp_path / "db", "products"), table(tmp_path / "db", "images"), weight=0.5)
 
 
-def test_a_release_of_another_run_meanwhile_is_not_overwritten(
+def test_a_run_beside_another_plans_again_on_what_that_released(
     tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another run publishes between this one's start and its commit."""
+    """Another run publishes while this one embeds; it holds the lease then, and this one waits for it."""
     from pipeline.run import backfill as module
 
     other, mine = write_products(tmp_path / "a", [items(3)]), write_products(tmp_path / "b", [items(3, seed=1)])
-    load = module.load
+    stage = module.stage
 
-    def load_late(*args: Any, **kwargs: Any) -> Any:
-        monkeypatch.setattr(module, "load", load)
+    def stage_and_be_overtaken(*args: Any, **kwargs: Any) -> Any:
+        results = stage(*args, **kwargs)
+        monkeypatch.setattr(module, "stage", stage)
         run(other, tmp_path / "db", tiny_model)
-        return load(*args, **kwargs)
+        return results
 
-    monkeypatch.setattr(module, "load", load_late)
-    with pytest.raises(ReleaseRefused, match="another run published release 1"):
-        run(mine, tmp_path / "db", tiny_model)
-    assert set(table(tmp_path / "db", "products").column("product_id").to_pylist()) == {i.product_id for i in items(3)}
-    again = run(mine, tmp_path / "db", tiny_model)
-    assert (again["release"], table(tmp_path / "db", "products").num_rows) == (2, 6)
+    monkeypatch.setattr(module, "stage", stage_and_be_overtaken)
+    report = run(mine, tmp_path / "db", tiny_model, "lease.when_held=replan")
+    assert (report["release"], report["embedded"], report["deleted"]) == (2, 9, 0)
+    found = set(table(tmp_path / "db", "products").column("product_id").to_pylist())
+    assert found == {item.product_id for item in (*items(3), *items(3, seed=1))}
+
+
+def test_a_second_run_ends_with_the_holder_or_waits_for_it(tmp_path: Path, tiny_model: str) -> None:
+    catalog, db = write_products(tmp_path / "a", [items(3)]), Database(str(tmp_path / "db"))
+    holder = Lease(db, run_id="holder", job="reindex")
+    holder.acquire()
+    with pytest.raises(LeaseHeld, match=r"another run holds the database .*: reindex holder on host .* since "):
+        run(catalog, tmp_path / "db", tiny_model)
+    with pytest.raises(LeaseHeld):
+        run(catalog, tmp_path / "db", tiny_model, "lease.when_held=wait", "lease.wait_s=0.5")
+    threading.Timer(1.0, holder.release).start()
+    assert run(catalog, tmp_path / "db", tiny_model, "lease.when_held=wait")["release"] == 1
+    assert read_lease(db) is None
+
+
+def test_only_what_was_rejected_is_taken_again(tmp_path: Path, tiny_model: str) -> None:
+    """After a repair of some inputs: a replay reads only their partitions, and embeds only what was rejected."""
+    groups = [items(6, seed=seed) for seed in range(3)]
+    whole = items(1, images=3, seed=7)[0]
+    groups[0] += [Item("half", "a text", None, [whole.images[0], b"broken", b"still broken"])]
+    groups[1] += [Item(None, "without an id"), Item("lost", None, None, [b"nothing"])]
+    catalog = write_products(tmp_path / "a", groups)
+    loose = ("max_reject_share=0.5",)
+    assert run(catalog, tmp_path / "db", tiny_model, *loose)["rejected"] == 3
+    again = run(catalog, tmp_path / "db", tiny_model, replay=True)
+    assert (again["released"], again["embedded"], again["rejected"], again["rejected_rows"]) == (False, 0, 3, 1)
+
+    groups[0][-1].images = [whole.images[0], whole.images[1], b"still broken"]
+    groups[1][-2].product_id = "found"
+    groups[2][0].title = "an edit that a replay leaves alone"
+    write_products(catalog, groups)
+    report = run(catalog, tmp_path / "db", tiny_model, replay=True)
+    assert (report["products"], report["embedded"], report["reused"], report["rejected"]) == (2, 2, 2, 2)
+    rejects = {(r["product_id"], r["input"]) for r in table(tmp_path / "db", "rejects").to_pylist()}
+    assert rejects == {("half", "image/2"), ("lost", "image/0")}
+    products = {r["product_id"]: r for r in table(tmp_path / "db", "products").to_pylist()}
+    assert len(products) == 20
+    assert products["half"]["n_images"] == 2
+    assert products["p2-0000"]["title"] == "title 0 of 2"
+    assert run(catalog, tmp_path / "empty", tiny_model, replay=True)["released"] is False
 
 
 @pytest.mark.slow

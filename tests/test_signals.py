@@ -67,10 +67,10 @@ def test_sigterm_while_embedding_keeps_what_was_staged(
     job.wait_until(lambda: entries(tmp_path))
     job.signal(signal.SIGTERM)
     assert_interrupted(job, "run the same command to go on")
-    staged = [json.loads(path.read_text()) for path in entries(tmp_path)]
+    staged = [json.loads(path.read_text())["entry"] for path in entries(tmp_path)]
     assert 0 < len(staged) < PARTITIONS
-    assert all(file_sha256(entry["path"]) == entry["sha256"] for entry in staged)
-    assert {path.name for path in (tmp_path / "db").iterdir()} == {"_staging", "runs.lance"}
+    assert all(file_sha256(file["path"]) == file["sha256"] for entry in staged for file in entry["files"])
+    assert {path.name for path in (tmp_path / "db").iterdir()} == {"_staging", "lease.lance", "runs.lance"}
 
     with caplog.at_level("INFO", logger="pipeline"):
         resumed = backfill(config(catalog, tiny_model, tmp_path / "db"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import posixpath
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +13,17 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.config import CatalogConfig, ColumnsConfig
-from pipeline.errors import CatalogError
+from pipeline.errors import CatalogError, RunError
 from pipeline.paths import is_uri, resolve
 
 _GLOB = frozenset("*?[")
 _BATCH_BYTES = 64_000_000
 _BATCH_ROWS = 64  # a batch is what progress moves by, and what a stop waits for
 _READ_BUFFER_BYTES = 1 << 20
+_READ_AGAIN_AFTER_S = 1.0
+
+READ_ERRORS = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)
+"""What reading a damaged Parquet page can raise."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ class Partition:
     rows: int
     size_bytes: int
     identity: str
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First row and row after the last, as in the file."""
+        return self.first_row, self.first_row + self.rows
 
 
 @dataclass(frozen=True)
@@ -66,30 +76,90 @@ class Catalog:
         return self.shape == "product" or bool(self.columns.image_ordinal)
 
     def read(
-        self, partition: Partition, columns: Sequence[str], *, batch_rows: int | None = None
+        self,
+        partition: Partition,
+        columns: Sequence[str],
+        *,
+        rows: tuple[int, int] | None = None,
+        batch_rows: int | None = None,
     ) -> Iterator[pa.Table]:
         """The partition's rows in file order, streamed: no row group is held whole.
+
+        A batch that cannot be read is read once more, since stores and networks fail for a moment.
 
         Args:
             partition: one of `partitions`.
             columns: file columns to read.
+            rows: first row and row after the last, as in the file; None: all of the partition.
             batch_rows: rows per batch at most; None: as many as fit 64 MB of compressed row, up to 64.
 
         Raises:
             OSError: the file cannot be read.
             pa.ArrowInvalid: its pages are damaged.
+            RunError: the file is gone, or is another one than when the catalog was opened.
         """
         if batch_rows is None:
             row_bytes = max(1, partition.size_bytes // max(1, partition.rows))
             batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
+        row, stop = rows or partition.span
+        failed_at = -1
+        while row < stop:
+            try:
+                for table in self._read(partition, columns, row, stop, batch_rows):
+                    yield table
+                    row += table.num_rows
+            except READ_ERRORS:
+                self.check_unchanged(partition)
+                if failed_at == row:
+                    raise
+                failed_at = row
+                time.sleep(_READ_AGAIN_AFTER_S)
+            else:
+                return
+
+    def check_unchanged(self, partition: Partition) -> None:
+        """See that the partition's file is the one that the catalog was opened with.
+
+        Raises:
+            RunError: it is not; what was planned for its rows does not hold any more.
+        """
+        filesystem, _ = resolve(self.uri)
+        try:
+            info = filesystem.get_file_info(partition.path)
+        except OSError as error:
+            raise RunError(
+                f"{partition.path} cannot be reached any more ({error}); run the same command again"
+            ) from error
+        if info.type != pafs.FileType.File or _identity(info) != partition.identity:
+            what = "is gone" if info.type == pafs.FileType.NotFound else "was changed"
+            raise RunError(
+                f"{partition.path} {what} while the run was reading the catalog; what was staged is kept: run the same "
+                "command again, on a catalog that stays as it is"
+            )
+
+    def _read(
+        self, partition: Partition, columns: Sequence[str], first: int, stop: int, batch_rows: int
+    ) -> Iterator[pa.Table]:
+        """Rows from `first` up to `stop`, from the row groups that hold them."""
         filesystem, _ = resolve(self.uri)
         with filesystem.open_input_file(partition.path) as source:
             file = pq.ParquetFile(source, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
+            groups: list[int] = []
+            row = end = partition.first_row
+            for group in partition.row_groups:
+                start, end = end, end + file.metadata.row_group(group).num_rows
+                if start < stop and end > first:
+                    row = row if groups else start
+                    groups.append(group)
             batches = file.iter_batches(
-                batch_size=batch_rows, row_groups=list(partition.row_groups), columns=list(columns), use_threads=False
+                batch_size=batch_rows, row_groups=groups, columns=list(columns), use_threads=False
             )
             for batch in batches:
-                yield pa.Table.from_batches([batch])
+                skipped = max(0, first - row)
+                wanted = min(batch.num_rows, stop - row) - skipped
+                row += batch.num_rows
+                if wanted > 0:
+                    yield pa.Table.from_batches([batch.slice(skipped, wanted)])
 
 
 def open_catalog(uri: str, catalog: CatalogConfig, columns: ColumnsConfig, *, images_root: str = "") -> Catalog:
@@ -190,8 +260,7 @@ def _footer(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> pq.FileMetaData
 def _cut(uri: str, info: pafs.FileInfo, footer: pq.FileMetaData, partition_bytes: int) -> Iterator[Partition]:
     """The file's row groups in consecutive ranges of at most `partition_bytes`, at least one group each."""
     name = _with_scheme(uri, info.path)
-    mtime_ns = info.mtime_ns if info.mtime_ns is not None else ""
-    identity = f"{info.size}:{mtime_ns}"
+    identity = _identity(info)
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     sizes = [sum(g.column(c).total_compressed_size for c in range(g.num_columns)) for g in groups]
     start, row = 0, 0
@@ -204,6 +273,11 @@ def _cut(uri: str, info: pafs.FileInfo, footer: pq.FileMetaData, partition_bytes
         part = name if is_whole else f"{name}#{start}-{stop - 1}"
         yield Partition(part, info.path, tuple(range(start, stop)), row, rows, sum(sizes[start:stop]), identity)
         start, row = stop, row + rows
+
+
+def _identity(info: pafs.FileInfo) -> str:
+    """Size and modification time: what a listing says of a file's content."""
+    return f"{info.size}:{info.mtime_ns if info.mtime_ns is not None else ''}"
 
 
 def _check(path: str, schema: pa.Schema, columns: ColumnsConfig, shape: str) -> _Checked:

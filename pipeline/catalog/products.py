@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.catalog.partitions import Catalog, Partition
+from pipeline.catalog.partitions import READ_ERRORS, Catalog, Partition
 from pipeline.records import ImageInput, Product, Reason, Rejected
-
-READ_ERRORS = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)
-"""What reading a damaged Parquet page can raise."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +27,35 @@ class RowPlan:
 
 
 def read_products(
-    catalog: Catalog, partition: Partition, plan: RowPlan, *, batch_rows: int | None = None
+    catalog: Catalog,
+    partition: Partition,
+    plan: RowPlan,
+    *,
+    rows: tuple[int, int] | None = None,
+    batch_rows: int | None = None,
 ) -> Iterator[tuple[list[Product], list[Rejected]]]:
     """A partition's products in row order, batch by batch, with the rows that are rejected.
 
     A page that cannot be read ends the partition: what came before it stands, and the rest is one rejected row.
+
+    Args:
+        catalog: the checked catalog.
+        partition: one of its partitions.
+        plan: what is known of the partition's rows.
+        rows: first row and row after the last, as in the file; None: all of the partition.
+        batch_rows: rows per batch at most; None: as the catalog does.
+
+    Raises:
+        RunError: the file is gone, or was changed since the catalog was opened.
     """
     names = catalog.columns
     columns = [names.product_id, names.title, names.description, names.broad_category, names.fine_category]
     columns += [names.images, names.image_ordinal, *(f.name for f in catalog.carried)]
-    row = partition.first_row
+    row, stop = rows or partition.span
     try:
-        for table in catalog.read(partition, [c for c in dict.fromkeys(columns) if c], batch_rows=batch_rows):
+        for table in catalog.read(
+            partition, [c for c in dict.fromkeys(columns) if c], rows=(row, stop), batch_rows=batch_rows
+        ):
             records = _records(catalog, table)
             products: list[Product] = []
             rejects: list[Rejected] = []
@@ -53,8 +67,8 @@ def read_products(
                     rejects.append(result)
                 row += 1
             yield products, rejects
+        catalog.check_unchanged(partition)
     except READ_ERRORS as error:
-        stop = partition.first_row + partition.rows
         detail = f"rows {row} to {stop - 1} of {partition.name} cannot be read: {error}"
         yield [], [Rejected(None, row, "row", Reason.PARTITION_UNREADABLE, detail)]
 

@@ -62,6 +62,7 @@ class Model:
         dim: D, the length of a vector.
         model_id: identity of weights, config, tokenizer and preprocessing.
         fingerprint: identity of the vectors: `model_id`, compute dtype and numerics.
+        n_batches: how many went through a tower; it tells a slow model from one that hangs.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Model:
         self._mean = torch.tensor(recipe.mean, device=device)[:, None, None]  # (3, 1, 1)
         self._std = torch.tensor(recipe.std, device=device)[:, None, None]
         self._counts, self._counts_lock = TextCounts(), threading.Lock()
+        self.n_batches = 0
 
     @property
     def text_tower(self) -> nn.Module:
@@ -214,6 +216,7 @@ class Model:
     def _run(self, kind: str, inputs: Tensor) -> Tensor:
         with torch.inference_mode():
             vectors = self._forward[kind](inputs).float()  # (B, D)
+            self.n_batches += 1
             # A zero or overflowing vector becomes NaN, never a plausible row.
             return torch.div(vectors, vectors.norm(dim=1, keepdim=True))
 

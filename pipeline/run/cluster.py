@@ -113,7 +113,9 @@ def _init(config: Config, address: str) -> None:
                 return
             _knock(address)
             ray.init(address=address, **quiet)
-    except (RayError, ConnectionError, OSError, ValueError, RuntimeError) as error:
+    except ClusterError:
+        raise
+    except Exception as error:  # a bare Exception too: Ray raises it where its processes do not come up in time
         reason = first_line(error).partition(": ")[2].rstrip(".")
         if address == "local":
             raise ClusterError(f"cannot start a local Ray: {reason}") from error

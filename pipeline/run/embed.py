@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.catalog.fetch import Fetcher
+from pipeline.config import FetchConfig
 from pipeline.errors import InputRejected
+from pipeline.model.tokens import TokenBatch
+from pipeline.paths import is_uri
 from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
+from pipeline.run.memory import FittingBatch
 from pipeline.run.progress import Progress
 from pipeline.run.staging import EmbeddedInput
 from pipeline.store.tables import Database, vectors_by_sha256
@@ -31,8 +35,11 @@ class EmbedSettings:
     """Further arguments of `load_model` that decide which vectors come out: preprocessing, max_tokens and so on."""
     compile: bool = False
     limits: ImageLimits = field(default_factory=ImageLimits)
+    fetch: FetchConfig = field(default_factory=FetchConfig)
     decode_threads: int = 1
     torch_threads: int | None = None
+    memory_bytes: int | None = None
+    """Most that an actor's process may take; None: no limit of ours."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +104,14 @@ class Embedder:
             **settings.settings,
         )
         self.progress = Progress()
-        self._fetcher = Fetcher(images_root, settings.limits)
+        self._fetcher = Fetcher(images_root, settings.limits, settings.fetch)
         self._reuse = reuse
-        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._threads = self._fetching = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        if settings.fetch.http or is_uri(images_root):  # waiting for a network must not keep others from decoding
+            self._fetching = ThreadPoolExecutor(settings.fetch.threads, thread_name_prefix="fetch")
         self._known: dict[tuple[str, str], _Known] = {}
         self._begun: set[tuple[str, str]] = set()
+        self._fitting = {kind: FittingBatch(kind) for kind in ("text", "image")}
 
     def embed(self, products: Sequence[Product]) -> tuple[list[EmbeddedInput], list[Rejected]]:
         """Every text and image of the products, each either embedded or rejected.
@@ -119,7 +129,7 @@ class Embedder:
     def prepare(self, products: Sequence[Product]) -> list[Pending]:
         """Fetch, hash and begin to decode; safe to run in another thread than `finish`, one batch ahead."""
         loads = [
-            (product, image, self._threads.submit(self._load, image))
+            (product, image, self._fetching.submit(self._load, image))
             for product in products
             for image in product.images
         ]
@@ -154,6 +164,7 @@ class Embedder:
             if known is None or rejection is not None or known.vector is None:
                 assert rejection is not None
                 reason = Reason(rejection.reason)
+                self.progress.fetch_failed += reason is Reason.FETCH_FAILED
                 rejects.append(
                     Rejected(item.product_id, item.row, item.kind, reason, rejection.detail, item.ordinal, item.sha256)
                 )
@@ -213,7 +224,9 @@ class Embedder:
             tokens = self.model.tokenize([str(item.text) for item in items])
             self.progress.truncated_texts += int(sum(tokens.truncated))
         with self.progress.timed("towers"):
-            vectors = self.model.embed_tokens(tokens)
+            vectors = self._fitting["text"].run(
+                len(tokens), lambda part: self.model.embed_tokens(TokenBatch(tokens.ids[part], tokens.truncated[part]))
+            )
         for item, vector in zip(items, vectors, strict=True):
             self._known["text", item.sha256 or ""] = _checked(vector, _Known(vector))
         return {id(item) for item in items}
@@ -234,7 +247,8 @@ class Embedder:
         if not items:
             return set()
         with self.progress.timed("towers"):
-            vectors = self.model.embed_crops(np.stack([image.crop for image in prepared]))
+            crops = np.stack([image.crop for image in prepared])
+            vectors = self._fitting["image"].run(len(crops), lambda part: self.model.embed_crops(crops[part]))
         for item, image, vector in zip(items, prepared, vectors, strict=True):
             known = _Known(vector, image.width_px, image.height_px, image.thumbnail)
             self._known["image", item.sha256 or ""] = _checked(vector, known)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from pipeline.paths import resolve
-from pipeline.run.partition import PartitionResult
-from pipeline.run.staging import file_sha256, remove_leftovers, write_atomically
+from pipeline.run.partition import PartitionResult, StagedFile
+from pipeline.run.staging import file_sha256, write_atomically
+
+_VERIFYING_THREADS = 8
+_KEPT_S = 7 * 86_400.0  # the rejects of a refused run are looked at by people
 
 
 @dataclass(frozen=True)
@@ -20,70 +27,104 @@ class Ledger:
     """The entries in a staging folder or prefix.
 
     An entry's file name is the hash of the partition's name; it holds the key of the work, so that a changed file,
-    model or setting makes it pending again.
+    model or setting makes it pending again, and a digest of itself, so that a damaged one is no entry.
     """
 
     folder: str
 
     def staged_path(self, name: str) -> str:
-        """Where a partition's staged file belongs."""
-        return f"{self.folder.rstrip('/')}/{_digest(name)}.parquet"
+        """A new name for a staged file of the partition: no two attempts, and no two runs, write the same one."""
+        return f"{self._path(name)}.{uuid.uuid4().hex[:12]}.parquet"
 
-    def record(self, result: PartitionResult, key: str) -> None:
-        """Make a staged partition count. Call it after its file is durable, never before."""
-        entry = {"key": key, **asdict(result)}
-        write_atomically(self._entry_path(result.name), json.dumps(entry).encode())
+    def record(self, result: PartitionResult, key: str, facts: Mapping[str, Any]) -> None:
+        """Make a staged partition count. Call it after its files are durable, never before.
 
-    def find(self, name: str, key: str) -> PartitionResult | None:
-        """The partition's result, if it was staged for the same key and its file still has the recorded digest."""
-        entry = self._read(self._entry_path(name))
-        if entry is None or entry.pop("key", None) != key:
+        Args:
+            result: the partition, whole.
+            key: from `work_key`.
+            facts: what the key was made of, and times, for people.
+        """
+        entry = {"key": key, **facts, **asdict(result)}
+        write_atomically(
+            f"{self._path(result.name)}.json", json.dumps({"entry": entry, "sha256": _digest(entry)}).encode()
+        )
+
+    def find(self, keys: Mapping[str, str]) -> dict[str, PartitionResult]:
+        """Results of the partitions that were staged for the same key and whose files have the recorded digests.
+
+        Args:
+            keys: partition names to keys.
+        """
+        with ThreadPoolExecutor(_VERIFYING_THREADS) as threads:
+            found = threads.map(self._find, keys, keys.values())
+        return {result.name: result for result in found if result is not None}
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All entries, for people who ask how far a run has come."""
+        return [entry for path in self._files() if path.endswith(".json") and (entry := self._read(path)) is not None]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Remove entries and staged files after their release, with what broken attempts at them left behind.
+
+        The entries go first: one without its files would only be found wanting, but files alone are never looked at.
+        """
+        prefixes = {_digest(name) for name in names}
+        files = [path for path in self._files() if path.rpartition("/")[2].partition(".")[0] in prefixes]
+        filesystem, _ = resolve(self.folder)
+        for path in sorted(files, key=lambda path: not path.endswith(".json")):
+            with suppress(FileNotFoundError):
+                filesystem.delete_file(path)
+
+    def sweep(self) -> None:
+        """Remove what dead runs left and no entry names, once it is old enough to be nobody's; the lease is ours."""
+        filesystem, path = resolve(self.folder)
+        named = {file["path"].rpartition("/")[2] for entry in self.entries() for file in entry["files"]}
+        for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+            is_named = info.base_name in named or info.path.endswith(".json")
+            if info.type == pafs.FileType.File and not is_named and time.time() - info.mtime.timestamp() > _KEPT_S:
+                filesystem.delete_file(info.path)
+
+    def _find(self, name: str, key: str) -> PartitionResult | None:
+        filesystem, path = resolve(f"{self._path(name)}.json")
+        if filesystem.get_file_info(path).type != pafs.FileType.File:
             return None
-        result = PartitionResult(**entry)
+        entry = self._read(path)
+        if entry is None or entry["key"] != key:
+            return None
+        files = tuple(StagedFile(**file) for file in entry["files"])
+        result = PartitionResult(entry["name"], files, entry["counts"], entry["seconds"], entry["wall_s"])
         try:
-            is_whole = file_sha256(result.path) == result.sha256
+            is_whole = all(file_sha256(file.path) == file.sha256 for file in files)
         except OSError:
             return None
         return result if is_whole else None
 
-    def entries(self) -> list[dict[str, Any]]:
-        """All entries, for people who ask how far a run has come."""
+    def _files(self) -> list[str]:
         filesystem, path = resolve(self.folder)
         infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        return [e for info in infos if info.path.endswith(".json") and (e := self._read_on(filesystem, info.path))]
-
-    def forget(self, results: Mapping[str, PartitionResult]) -> None:
-        """Remove entries and staged files after their release; what is already gone is fine."""
-        for result in results.values():
-            for path in (self._entry_path(result.name), result.path):
-                filesystem, inside = resolve(path)
-                if filesystem.get_file_info(inside).type == pafs.FileType.File:
-                    filesystem.delete_file(inside)
-                remove_leftovers(path)
-
-    def _entry_path(self, name: str) -> str:
-        return f"{self.folder.rstrip('/')}/{_digest(name)}.json"
+        return [info.path for info in infos if info.type == pafs.FileType.File]
 
     def _read(self, path: str) -> dict[str, Any] | None:
-        filesystem, inside = resolve(path)
-        if filesystem.get_file_info(inside).type != pafs.FileType.File:
-            return None
-        return self._read_on(filesystem, inside)
-
-    @staticmethod
-    def _read_on(filesystem: pafs.FileSystem, path: str) -> dict[str, Any] | None:
+        """An entry as it was recorded; None for what is damaged, or not ours: the partition is embedded again."""
+        filesystem, _ = resolve(self.folder)
         with filesystem.open_input_stream(path) as source:
             try:
-                entry = json.loads(source.read())
-            except ValueError:
-                return None  # not written by us, or damaged: the partition is embedded again
-        return entry if isinstance(entry, dict) else None
+                told = json.loads(source.read())
+                entry = told["entry"]
+                return entry if told["sha256"] == _digest(entry) else None
+            except (ValueError, TypeError, KeyError):
+                return None
+
+    def _path(self, name: str) -> str:
+        return f"{self.folder.rstrip('/')}/{_digest(name)}"
 
 
-def work_key(*parts: object) -> str:
-    """Digest of everything that decides what a partition's staged file holds."""
-    return hashlib.sha256("\0".join(repr(part) for part in parts).encode()).hexdigest()
+def work_key(facts: Mapping[str, Any]) -> str:
+    """Digest of everything that decides what a partition's staged files hold."""
+    return _digest(dict(facts))
 
 
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:32]
+def _digest(value: object) -> str:
+    """Of a name, or of anything that JSON can hold, in an order of its own."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -24,6 +24,7 @@ from pipeline.run.reduce import (
     read_bucket,
     reduce_products,
     reject_rows,
+    staged_files,
     write_table,
 )
 from pipeline.run.signals import Stop
@@ -99,7 +100,7 @@ def load(
     Raises:
         RunError: the rows written are not the inputs counted.
     """
-    sources = [Staged(result.path, result.name) for result in sorted(results, key=lambda result: result.name)]
+    sources = staged_files(sorted(results, key=lambda result: result.name))
     inputs = sum(result.counts["embedded"] + result.counts["reused"] for result in results)
     buckets = max(1, math.ceil(inputs * how.dim * 4 / _BUCKET_BYTES))
     loaded = Loaded()

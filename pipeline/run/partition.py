@@ -5,42 +5,79 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.catalog.partitions import Catalog, Partition
-from pipeline.catalog.products import RowPlan, read_products
-from pipeline.records import Product, Rejected
+from pipeline.catalog.products import RowPlan, product_ids, read_products
+from pipeline.records import Product, Reason, Rejected
 from pipeline.run.embed import Embedder, Pending
+from pipeline.run.progress import Progress
+from pipeline.run.schedule import Unit
 from pipeline.run.staging import StagedWriter, staged_schema
 
 _PREPARED_BATCHES = 2
 
 
 @dataclass(frozen=True)
-class PartitionResult:
-    """What became of a partition: its staged file, and the counts that must add up."""
+class StagedFile:
+    """A staged file, its digest, and how often its rows were tried."""
 
-    name: str
     path: str
     sha256: str
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class PartitionResult:
+    """What became of a partition, or of a part of it: its staged files, and the counts that must add up."""
+
+    name: str
+    files: tuple[StagedFile, ...]
     counts: Mapping[str, int]
     seconds: Mapping[str, float]
     wall_s: float
 
 
-def stage_partition(
-    embedder: Embedder, catalog: Catalog, partition: Partition, plan: RowPlan, path: str
-) -> PartitionResult:
-    """Read, embed and stage one partition; reading and decoding run one batch ahead of the towers."""
+@dataclass(frozen=True)
+class Work:
+    """Rows of a partition for an actor, with where its staged file goes."""
+
+    partition: Partition
+    plan: RowPlan
+    unit: Unit
+    staged_path: str
+
+
+def joined(parts: Sequence[PartitionResult]) -> PartitionResult:
+    """Parts of one partition as one result."""
+
+    def total(values: Iterable[Mapping[str, float]]) -> dict[str, Any]:
+        result: Counter[str] = Counter()
+        for value in values:
+            result.update(value)
+        return dict(result)
+
+    return PartitionResult(
+        parts[0].name,
+        tuple(file for part in parts for file in part.files),
+        total(part.counts for part in parts),
+        total(part.seconds for part in parts),
+        sum(part.wall_s for part in parts),
+    )
+
+
+def stage_partition(embedder: Embedder, catalog: Catalog, work: Work) -> PartitionResult:
+    """Read, embed and stage rows of one partition; reading and decoding run one batch ahead of the towers."""
     start = time.perf_counter()
     embedder.forget()
     progress = embedder.progress
     counts_before, seconds_before = progress.counts(), dict(progress.seconds)
     schema = staged_schema(embedder.model.dim, catalog.carried)
-    with StagedWriter(path, schema, catalog.carried) as writer:
-        for products, row_rejects, pending in _prepared(embedder, catalog, partition, plan):
+    with StagedWriter(work.staged_path, schema, catalog.carried) as writer:
+        for products, row_rejects, pending in _prepared(embedder, catalog, work):
             inputs, rejects = embedder.finish(pending)
             with progress.timed("write"):
                 writer.write(products, inputs, [*row_rejects, *rejects])
@@ -49,11 +86,25 @@ def stage_partition(
             progress.rejected_rows += len(row_rejects)
     counts = {name: value - counts_before[name] for name, value in progress.counts().items()}
     seconds = {name: value - seconds_before[name] for name, value in progress.seconds.items()}
-    return PartitionResult(partition.name, path, writer.sha256, counts, seconds, time.perf_counter() - start)
+    file = StagedFile(work.staged_path, writer.sha256, work.unit.attempt)
+    return PartitionResult(work.partition.name, (file,), counts, seconds, time.perf_counter() - start)
+
+
+def stage_condemned(catalog: Catalog, work: Work, dim: int, detail: str) -> PartitionResult:
+    """Stage a row that no worker survives as one reject. Only its id is read, which the plan did before."""
+    row = work.unit.first_row
+    (ids,) = catalog.read(work.partition, [catalog.columns.product_id], rows=(row, row + 1))
+    (product_id,) = product_ids(ids.column(0))
+    reject = Rejected(product_id, row, "row", Reason.WORKER_CRASHED, detail)
+    with StagedWriter(work.staged_path, staged_schema(dim, catalog.carried), catalog.carried) as writer:
+        writer.write([], [], [reject])
+    file = StagedFile(work.staged_path, writer.sha256, work.unit.attempt)
+    counts = Progress(rows=1, rejected_rows=1).counts()
+    return PartitionResult(work.partition.name, (file,), counts, {}, 0.0)
 
 
 def _prepared(
-    embedder: Embedder, catalog: Catalog, partition: Partition, plan: RowPlan
+    embedder: Embedder, catalog: Catalog, work: Work
 ) -> Iterator[tuple[list[Product], list[Rejected], list[Pending]]]:
     """Batches read and prepared by a thread of their own, a bounded number ahead."""
     batches: queue.Queue[Any] = queue.Queue(_PREPARED_BATCHES)
@@ -69,7 +120,9 @@ def _prepared(
 
     def produce() -> None:
         try:
-            reader = read_products(catalog, partition, plan)
+            unit = work.unit
+            rows = (unit.first_row, unit.stop_row)
+            reader = read_products(catalog, work.partition, work.plan, rows=rows, batch_rows=unit.batch_rows)
             while not is_over.is_set():
                 with embedder.progress.timed("read"):
                     batch = next(reader, None)

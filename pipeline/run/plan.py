@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.catalog.partitions import Catalog
-from pipeline.catalog.products import READ_ERRORS, RowPlan, product_ids
+from pipeline.catalog.partitions import READ_ERRORS, Catalog
+from pipeline.catalog.products import RowPlan, product_ids
 from pipeline.records import Reason
+from pipeline.store.releases import Release
+from pipeline.store.tables import Database
 
 _COMPARED = ("title", "description", "broad_category", "fine_category")
 _PLAN_BATCH_ROWS = 8192
@@ -46,12 +49,42 @@ class _Columns:
     hashes: dict[str, np.ndarray]  # int64 per compared column, 0 for null
 
 
-def plan_rows(catalog: Catalog, *, limit: int | None = None) -> Plan:
+@dataclass(frozen=True)
+class Rejects:
+    """What a release has rejected, as far as it says which rows to take again.
+
+    Attributes:
+        product_ids: products with a rejected input or row.
+        partitions: names of partitions in which rows without a known product were rejected.
+        released: all products of the release; a row of `partitions` with another id is one that was repaired.
+    """
+
+    product_ids: pa.Array
+    partitions: frozenset[str]
+    released: pa.Array
+
+
+def rejected_rows(db: Database, release: Release | None) -> Rejects:
+    """What to take again from a release; nothing where there is none."""
+    if release is None:
+        nothing = pa.array([], pa.string())
+        return Rejects(nothing, frozenset(), nothing)
+    rejects = db.dataset("rejects", release.versions["rejects"]).to_table(columns=["product_id", "partition"])
+    ids = rejects.column("product_id")
+    nameless = rejects.filter(pc.is_null(ids)).column("partition")
+    released = db.dataset("products", release.versions["products"]).to_table(columns=["product_id"])
+    return Rejects(
+        ids.drop_null().unique(), frozenset(nameless.to_pylist()), released.column("product_id").combine_chunks()
+    )
+
+
+def plan_rows(catalog: Catalog, *, limit: int | None = None, only: Rejects | None = None) -> Plan:
     """Read every partition's ids (in the image shape its texts and ordinals too) and settle which row speaks.
 
     Args:
         catalog: the checked catalog.
         limit: only the first `limit` products, in (path, row) order.
+        only: only rows that a release has rejected; None: all.
     """
     columns, ids = _read(catalog)
     known = np.flatnonzero(columns.ids >= 0)
@@ -72,6 +105,10 @@ def plan_rows(catalog: Catalog, *, limit: int | None = None) -> Plan:
         is_beyond[columns.ids < 0] = np.flatnonzero(columns.ids < 0) > last
         for index in np.flatnonzero(is_beyond):
             skipped[int(columns.partition[index])].add(int(columns.row[index]))
+    if only is not None:
+        is_wanted = _wanted(catalog, columns, ids, only)
+        for index in np.flatnonzero(~is_wanted):
+            skipped[int(columns.partition[index])].add(int(columns.row[index]))
     later = order[first_of[codes] != order]
     for place, (reason, detail) in _later_rows(catalog, columns, first_of, later).items():
         partition, row = int(columns.partition[place]), int(columns.row[place])
@@ -85,7 +122,19 @@ def plan_rows(catalog: Catalog, *, limit: int | None = None) -> Plan:
         if rejected[i] or followers[i] or skipped[i]
     }
     pending = frozenset(p.name for i, p in enumerate(catalog.partitions) if len(skipped[i]) < p.rows)
-    return Plan(rows, pa.array(ids[:kept], pa.string()), pending, len(columns.ids) - sum(map(len, skipped.values())))
+    planned = pa.array(ids[:kept], pa.string())
+    if only is not None:
+        planned = planned.take(pa.array(np.unique(columns.ids[is_wanted & (columns.ids >= 0) & (columns.ids < kept)])))
+    return Plan(rows, planned, pending, len(columns.ids) - sum(map(len, skipped.values())))
+
+
+def _wanted(catalog: Catalog, columns: _Columns, ids: list[str], only: Rejects) -> np.ndarray:
+    """Bool per row: whether the row's product has a reject, or the row itself may have been one without a product."""
+    known = pa.array(ids, pa.string())
+    is_rejected = np.append(pc.is_in(known, only.product_ids).to_numpy(zero_copy_only=False), False)  # -1: no product
+    is_new = np.append(~pc.is_in(known, only.released).to_numpy(zero_copy_only=False), True)
+    is_nameless = np.array([partition.name in only.partitions for partition in catalog.partitions], dtype=bool)
+    return np.asarray(is_rejected[columns.ids] | (is_nameless[columns.partition] & is_new[columns.ids]))
 
 
 def _read(catalog: Catalog) -> tuple[_Columns, list[str]]:

@@ -1,35 +1,60 @@
-"""Ray actors that embed partitions, replaced when they die, and tasks for what needs no tower."""
+"""Ray actors that embed units of work, replaced when they die, and tasks for what needs no tower."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from pipeline.catalog.partitions import Catalog
 from pipeline.config import Config
 from pipeline.errors import ClusterError, RunError
 from pipeline.run.cluster import PoolSize, cause, first_line, too_few
 from pipeline.run.embed import EmbedSettings, ReuseSource
-from pipeline.run.partition import PartitionResult
+from pipeline.run.memory import is_out_of_memory
+from pipeline.run.partition import PartitionResult, Work
 from pipeline.run.progress import Progress
-from pipeline.run.schedule import Schedule
+from pipeline.run.schedule import Schedule, Unit
 from pipeline.run.signals import Stop
-from pipeline.run.worker import ActorInfo, EmbedWorker, Work, with_control
+from pipeline.run.worker import ActorInfo, EmbedWorker, with_control
 
 log = logging.getLogger(__name__)
 
 
 _POLL_S = 0.5
+_MAX_FAILED_STARTS = 3
+
+
+@dataclass
+class _Actor:
+    """An actor and what it was given, the running unit first.
+
+    Attributes:
+        start: the reference of its start, until it has answered.
+        info: what it answered.
+        told: its counts as it last told them.
+        moved_at: when they, or the running unit, were last seen to change, by the monotonic clock.
+    """
+
+    handle: Any
+    start: Any
+    asked_at: float
+    info: ActorInfo | None = None
+    queue: deque[tuple[Any, Unit]] = field(default_factory=deque)
+    question: Any = None
+    told: Progress = field(default_factory=Progress)
+    moved_at: float = 0.0
 
 
 class Pool:
-    """Embedding actors, started together.
+    """Embedding actors, started together, and replaced one by one.
 
     Args:
         size: from `size_pool`.
@@ -55,9 +80,9 @@ class Pool:
         self._arguments = (settings, catalog, reuse, size.gpus_per_actor)
         self._config = config
         self._count = 0
-        self._actors: dict[int, Any] = {}
-        self._asked: dict[int, Any] = {}
-        self._told: dict[int, Progress] = {}
+        self._actors: dict[int, _Actor] = {}
+        self._gone = Progress()
+        self._failed_starts = 0
         self.infos: list[ActorInfo] = []
 
     def __enter__(self) -> Pool:
@@ -69,7 +94,14 @@ class Pool:
             RunInterrupted: `stop` was set.
         """
         try:
-            self.infos = self._answers([self._launch() for _ in range(self._size.actors)])
+            for _ in range(self._size.actors):
+                self._launch()
+            while waiting := self._starting():
+                self._stop.check()
+                ray.wait(waiting, num_returns=1, timeout=_POLL_S)
+                self._welcome(is_first=True)
+                if self._starting():
+                    self._check_start_time()
         except BaseException:
             self._kill_all()
             raise
@@ -80,102 +112,156 @@ class Pool:
 
     def embed(
         self,
-        works: Mapping[str, Work],
+        schedule: Schedule,
+        work_for: Callable[[Unit], Work],
         *,
-        on_done: Callable[[PartitionResult], None],
+        on_done: Callable[[Unit, PartitionResult, bool], None],
+        on_condemned: Callable[[Unit, str, bool], None],
         on_progress: Callable[[Progress], None],
     ) -> None:
-        """Embed all partitions, a bounded number in flight, replacing actors that die.
+        """Embed all units, a bounded number in flight, replacing actors that die.
 
         Args:
-            works: by partition name.
-            on_done: called in the driver with each staged partition, which is where the ledger is written.
+            schedule: what to embed, and what becomes of it.
+            work_for: makes the work for an actor, with a file name of its own for each attempt.
+            on_done: called in the driver with each staged unit, and whether its partition is complete with it.
+            on_condemned: called with a row that kills every worker, the reason, and whether its partition is complete.
             on_progress: called now and then with the counts of all actors.
 
         Raises:
             RunInterrupted: `stop` was set; what was staged by then is done.
-            RunError: a partition's worker died too often.
+            RunError: workers died too often.
             TwotowerError: an error that an actor raised on purpose.
         """
-        schedule = Schedule(works, max_attempts=self._config.pool.max_attempts)
-        queues: dict[int, list[tuple[Any, str]]] = {number: [] for number in self._actors}
         next_progress = 0.0
         while not schedule.is_over:
             if not self._stop.is_set:
-                self._hand_out(schedule, works, queues)
-            heads = {queue[0][0]: number for number, queue in queues.items() if queue}
-            timeout = 0 if self._stop.is_set else _POLL_S
-            done = ray.wait(list(heads), num_returns=1, timeout=timeout)[0] if heads else []
-            if not done:
-                self._stop.check()  # only now: what was finished before the signal has gone into the ledger
-            for reference in done:
-                self._collect(heads[reference], queues, schedule, on_done)
+                self._welcome()
+                self._hand_out(schedule, work_for)
+            self._wait(schedule, on_done)
+            self._end_stalled(schedule)
+            for condemned in schedule.take_condemned():
+                on_condemned(*condemned)
+            self._replace(schedule)
             if time.monotonic() >= next_progress:
                 on_progress(self.progress())
                 next_progress = time.monotonic() + _POLL_S
         on_progress(self.progress())
-        if schedule.failed:
-            name, detail = next(iter(schedule.failed.items()))
-            raise RunError(
-                f"the worker died {self._config.pool.max_attempts} times on {name} ({detail}); nothing was released, "
-                "the other partitions are staged"
-            )
+        if schedule.failure is not None:
+            raise RunError(f"{schedule.failure}; nothing was released, and the partitions that are staged are kept")
 
     def progress(self) -> Progress:
         """Counts of all actors as they last told them, those that are gone included.
 
         An actor is asked again only when it has answered: a busy one may take longer than the time between two looks.
         """
-        for number, actor in self._actors.items():
-            if number not in self._asked:
-                self._asked[number] = actor.progress.remote()
-        ready, _ = (
-            ray.wait(list(self._asked.values()), num_returns=len(self._asked), timeout=0) if self._asked else ([], [])
-        )
-        for number in [number for number, answer in self._asked.items() if answer in ready]:
-            with contextlib.suppress(RayActorError, RayTaskError):  # a dead actor's loss is told by its work
-                self._told[number] = ray.get(self._asked.pop(number)) or Progress()
+        for actor in self._actors.values():
+            if actor.question is None and actor.info is not None:
+                actor.question = actor.handle.progress.remote()
+        asked = {actor.question: actor for actor in self._actors.values() if actor.question is not None}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], [])
         total = Progress()
-        for told in self._told.values():
-            _add(total, told)
+        _add(total, self._gone)
+        for answer in ready:
+            actor = asked[answer]
+            actor.question = None
+            with contextlib.suppress(RayError):  # a dead actor's loss is told by its work
+                told = ray.get(answer) or Progress()
+                if told != actor.told:
+                    actor.told, actor.moved_at = told, time.monotonic()
+        for actor in self._actors.values():
+            _add(total, actor.told)
         return total
 
-    def _hand_out(
-        self, schedule: Schedule, works: Mapping[str, Work], queues: dict[int, list[tuple[Any, str]]]
-    ) -> None:
-        """Fill the actors' queues evenly, up to the bound."""
-        for _ in range(self._config.pool.partitions_per_actor):
-            for number, queue in sorted(queues.items(), key=lambda item: len(item[1])):
-                if len(queue) < self._config.pool.partitions_per_actor and (name := schedule.take()) is not None:
-                    queue.append((self._actors[number].embed.remote(works[name]), name))
+    def _hand_out(self, schedule: Schedule, work_for: Callable[[Unit], Work]) -> None:
+        """Fill the actors' queues evenly, up to the bound; an actor with a suspect unit gets nothing beside it."""
+        for depth in range(self._config.pool.partitions_per_actor):
+            for actor in self._actors.values():
+                is_ready = actor.info is not None and len(actor.queue) == depth
+                if not is_ready or any(unit.is_suspect for _, unit in actor.queue):
+                    continue
+                unit = schedule.take(is_idle=not actor.queue)
+                if unit is not None:
+                    if not actor.queue:
+                        actor.moved_at = time.monotonic()
+                    actor.queue.append((actor.handle.embed.remote(work_for(unit)), unit))
 
-    def _collect(
-        self,
-        number: int,
-        queues: dict[int, list[tuple[Any, str]]],
-        schedule: Schedule,
-        on_done: Callable[[PartitionResult], None],
-    ) -> None:
-        """Take an actor's finished partition; where the actor died, charge that one and give the others back."""
-        reference, name = queues[number].pop(0)
+    def _wait(self, schedule: Schedule, on_done: Callable[[Unit, PartitionResult, bool], None]) -> None:
+        """Wait a moment for a running unit to end, one way or another."""
+        heads = {actor.queue[0][0]: number for number, actor in self._actors.items() if actor.queue}
+        timeout = 0 if self._stop.is_set else _POLL_S
+        waiting = [*heads, *self._starting()]
+        ready = ray.wait(waiting, num_returns=1, timeout=timeout)[0] if waiting else []
+        done = [reference for reference in ready if reference in heads]
+        if not done:
+            self._stop.check()  # only now: what was finished before the signal has gone into the ledger
+        for reference in done:
+            self._collect(heads[reference], schedule, on_done)
+
+    def _collect(self, number: int, schedule: Schedule, on_done: Callable[[Unit, PartitionResult, bool], None]) -> None:
+        """Take an actor's finished unit, or find out what became of the actor."""
+        actor = self._actors[number]
+        reference, unit = actor.queue[0]
         try:
             result = ray.get(reference)
-        except RayActorError as error:
-            log.warning("actor %d died while it ran %s: %s", number, name, first_line(error))
-            for _, waiting in reversed(queues.pop(number)):
-                schedule.give_back(waiting)
-            schedule.crash(name, first_line(error))
-            self._actors.pop(number)
-            if not schedule.is_over:
-                self._answers([self._launch()])
-                queues[self._count - 1] = []
-            return
         except RayTaskError as error:
-            raise cause(error) from error
-        on_done(result)
-        schedule.finish(name)
+            if not is_out_of_memory(error.cause):
+                raise cause(error) from error
+            actor.queue.popleft()
+            log.warning("memory ran out over %s: %s", _describe(unit), first_line(error.cause))
+            schedule.run_out_of_memory(unit, first_line(error.cause))
+        except RayError as error:
+            self._lose(number, schedule, error)
+        else:
+            actor.queue.popleft()
+            on_done(unit, result, schedule.finish(unit))
+        actor.moved_at = time.monotonic()
 
-    def _launch(self) -> Any:
+    def _lose(self, number: int, schedule: Schedule, error: RayError) -> None:
+        """An actor is gone: its running unit is charged only where it was the worker that died, and not its node."""
+        unit, detail = self._actors[number].queue[0][1], _death(error)
+        log.warning("actor %d is lost over %s: %s", number, _describe(unit), detail)
+        self._drop(number, schedule)
+        if isinstance(error, RayActorError) and is_out_of_memory(str(error)):
+            schedule.run_out_of_memory(unit, detail)
+        elif (
+            isinstance(error, ActorUnavailableError)
+            or not isinstance(error, RayActorError)
+            or "node has died" in str(error)
+            or not _is_alive(self._node_of(number))
+        ):
+            schedule.lose(unit, detail)
+        else:
+            schedule.crash(unit, detail)
+
+    def _end_stalled(self, schedule: Schedule) -> None:
+        """Kill actors whose counts did not move for too long."""
+        limit = self._config.pool.stall_timeout_s
+        for number, actor in list(self._actors.items()):
+            if actor.queue and time.monotonic() - actor.moved_at > limit:
+                unit = actor.queue[0][1]
+                detail = f"no sign of life for pool.stall_timeout_s = {limit:g} seconds"
+                log.warning("actor %d is ended over %s: %s", number, _describe(unit), detail)
+                self._drop(number, schedule)
+                schedule.crash(unit, detail)
+
+    def _drop(self, number: int, schedule: Schedule) -> None:
+        """Forget an actor, kill it in case it lives, and give back what it had not begun."""
+        actor = self._actors.pop(number)
+        with contextlib.suppress(RayError):
+            ray.kill(actor.handle)
+        for _, waiting in reversed(list(actor.queue)[1:]):
+            schedule.give_back(waiting)
+        _add(self._gone, actor.told)
+
+    def _replace(self, schedule: Schedule) -> None:
+        """Start actors in the place of lost ones; the others go on meanwhile."""
+        while not schedule.is_over and len(self._actors) < self._size.actors:
+            self._launch()
+        if self._starting() and not any(actor.info for actor in self._actors.values()):
+            self._check_start_time()
+
+    def _launch(self) -> None:
         """Create an actor and begin to load its model."""
         options: dict[str, Any] = {
             "num_gpus": self._size.gpus_per_actor,
@@ -184,37 +270,62 @@ class Pool:
             "max_task_retries": 0,
             "scheduling_strategy": "SPREAD",
         }
+        if self._config.pool.memory_per_actor_bytes is not None:
+            options["memory"] = self._config.pool.memory_per_actor_bytes
         worker = ray.remote(concurrency_groups={"control": 1})(with_control(EmbedWorker)).options(**options)
-        actor = worker.remote(self._count)
-        self._actors[self._count] = actor
+        handle = worker.remote(self._count)
+        self._actors[self._count] = _Actor(handle, handle.start.remote(*self._arguments), time.monotonic())
         self._count += 1
-        return actor.start.remote(*self._arguments)
 
-    def _answers(self, starts: Sequence[Any]) -> list[ActorInfo]:
-        """What the started actors say of themselves, once all are ready."""
-        deadline = time.monotonic() + self._config.pool.start_timeout_s
-        infos: dict[Any, ActorInfo] = {}
-        while len(infos) < len(starts):
-            self._stop.check()
-            waiting = [start for start in starts if start not in infos]
-            for start in ray.wait(waiting, num_returns=1, timeout=_POLL_S)[0]:
-                try:
-                    infos[start] = ray.get(start)
-                except RayActorError as error:
-                    raise ClusterError(f"an actor died while it loaded the model: {first_line(error)}") from error
-                except RayTaskError as error:
-                    raise cause(error) from error
-            if len(infos) < len(starts) and time.monotonic() > deadline:
-                raise ClusterError(
-                    f"{too_few(self._size.actors, self._size.gpus_per_actor, self._size.cpus_per_actor)}; "
-                    f"{len(infos)} of {len(starts)} actors were ready after pool.start_timeout_s = "
-                    f"{self._config.pool.start_timeout_s:g} seconds"
-                )
-        return [infos[start] for start in starts]
+    def _starting(self) -> list[Any]:
+        return [actor.start for actor in self._actors.values() if actor.start is not None]
+
+    def _welcome(self, *, is_first: bool = False) -> None:
+        """Take in the actors that have loaded their model.
+
+        Raises:
+            ClusterError: an actor died while it started; of replacements, several in a row.
+            TwotowerError: what the actor says of the model.
+        """
+        starting = self._starting()
+        ready = set(ray.wait(starting, num_returns=len(starting), timeout=0)[0]) if starting else set()
+        for number, actor in list(self._actors.items()):
+            if actor.start not in ready:
+                continue
+            try:
+                actor.info = ray.get(actor.start)
+            except RayTaskError as error:
+                raise cause(error) from error
+            except RayError as error:
+                self._failed_starts += 1
+                if is_first or self._failed_starts >= _MAX_FAILED_STARTS:
+                    raise ClusterError(f"an actor died while it loaded the model: {_death(error)}") from error
+                del self._actors[number]
+                continue
+            actor.start = None
+            self._failed_starts = 0
+            self.infos.append(actor.info)
+
+    def _check_start_time(self) -> None:
+        """See that the actors that start do not take too long.
+
+        Raises:
+            ClusterError: one does; the sentence says what was asked for and what there is.
+        """
+        limit = self._config.pool.start_timeout_s
+        ready = sum(actor.info is not None for actor in self._actors.values())
+        if any(time.monotonic() - actor.asked_at > limit for actor in self._actors.values() if actor.info is None):
+            raise ClusterError(
+                f"{too_few(self._size.actors, self._size.gpus_per_actor, self._size.cpus_per_actor)}; {ready} of "
+                f"{self._size.actors} actors were ready after pool.start_timeout_s = {limit:g} seconds"
+            )
+
+    def _node_of(self, number: int) -> str | None:
+        return next((info.node_id for info in self.infos if info.actor == number), None)
 
     def _kill_all(self) -> None:
         for actor in self._actors.values():
-            ray.kill(actor)
+            ray.kill(actor.handle)
         self._actors.clear()
 
 
@@ -252,6 +363,22 @@ def run_tasks(
         raise cause(error) from error
     except RayError as error:
         raise RunError(f"a worker failed: {first_line(error)}") from error
+
+
+def _describe(unit: Unit) -> str:
+    return f"{unit.partition}, rows {unit.first_row} to {unit.stop_row - 1}, attempt {unit.attempt}"
+
+
+def _death(error: RayError) -> str:
+    """What Ray knows of an actor's end, in one sentence, without its guesses at the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if "has died" in line or "exit" in line.lower()]
+    told = lines[0] if lines else first_line(error)
+    return " ".join(told.partition(" There are some potential root causes")[0].split())[:300]
+
+
+def _is_alive(node_id: str | None) -> bool:
+    """Whether the cluster still counts the node among its own."""
+    return node_id is None or any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
 def _add(total: Progress, part: Progress | None) -> None:

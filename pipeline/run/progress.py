@@ -21,7 +21,11 @@ STAGES = ("read", "fetch", "decode", "tokenise", "towers", "write")
 
 @dataclass
 class Progress:
-    """Counts and stage seconds, as they grow; decode and fetch seconds are summed over threads."""
+    """Counts and stage seconds, as they grow; decode and fetch seconds are summed over threads.
+
+    Attributes:
+        tower_batches: that went through a tower; a sign of life, and no count of the run.
+    """
 
     rows: int = 0
     products: int = 0
@@ -32,6 +36,8 @@ class Progress:
     rejected: int = 0
     rejected_rows: int = 0
     truncated_texts: int = 0
+    fetch_failed: int = 0
+    tower_batches: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @contextmanager
@@ -46,7 +52,7 @@ class Progress:
 
     def counts(self) -> dict[str, int]:
         """The counts alone."""
-        return {name: value for name, value in vars(self).items() if name != "seconds"}
+        return {name: value for name, value in vars(self).items() if name not in ("seconds", "tower_batches")}
 
 
 class ProgressDisplay:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.paths import resolve
 from pipeline.records import Reason
+from pipeline.run.partition import PartitionResult
 from pipeline.run.staging import METADATA, read_staged
 from pipeline.store.schemas import images_schema, products_schema, rejects_schema
 
@@ -28,6 +29,12 @@ class Staged:
 
     path: str
     partition: str
+    attempt: int = 1
+
+
+def staged_files(results: Sequence[PartitionResult]) -> list[Staged]:
+    """The files of all partitions."""
+    return [Staged(file.path, result.name, file.attempt) for result in results for file in result.files]
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,8 @@ def reject_rows(source: Staged, ordinals: Mapping[int, int] | None, run_id: str)
             if kind == "image" and ordinals is not None:
                 ordinal = ordinals.get(row["row"], ordinal)
             name = kind if kind != "image" else f"image/{'?' if ordinal is None else ordinal}"
-            found.append({**row, "input": name, "partition": source.partition, "run_id": run_id, "attempts": 1})
+            row |= {"input": name, "attempts": source.attempt}
+            found.append({**row, "partition": source.partition, "run_id": run_id})
     return pa.Table.from_pylist(found, schema=schema)
 
 

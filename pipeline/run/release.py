@@ -15,7 +15,7 @@ from pipeline.run.cluster import first_line
 from pipeline.run.load import commit
 from pipeline.run.partition import PartitionResult
 from pipeline.run.plan import Plan
-from pipeline.run.reduce import Reduction, Staged, reject_rows, write_table
+from pipeline.run.reduce import Reduction, content_digest, reject_rows, staged_files, write_table
 from pipeline.run.report import Run, counts
 from pipeline.run.signals import Stop
 from pipeline.store.commits import restore
@@ -73,7 +73,7 @@ def check_rejects(run: Run, results: Sequence[PartitionResult]) -> None:
     has_vectors = progress.embedded + progress.reused > 0
     if share <= run.config.max_reject_share and has_vectors:
         return
-    rejects = pa.concat_tables([reject_rows(Staged(result.path, result.name), None, run.run_id) for result in results])
+    rejects = pa.concat_tables([reject_rows(source, None, run.run_id) for source in staged_files(results)])
     path = f"{run.config.staging_path}/rejects-{run.run_id}.parquet"
     write_table(path, rejects)
     counted = Counter(rejects.column("reason").to_pylist()).most_common()
@@ -89,16 +89,31 @@ def check_rejects(run: Run, results: Sequence[PartitionResult]) -> None:
     )
 
 
-def is_unchanged(db: Database, run: Run, how: Reduction) -> bool:
-    """Whether the run's products and rejects are what the newest release holds already."""
+def is_unchanged(db: Database, run: Run, how: Reduction, plan: Plan) -> bool:
+    """Whether the run's products and rejects are what the newest release holds of them already."""
     base, loaded = run.base, run.loaded
     if base is None or loaded is None or base.fingerprint != run.card.fingerprint:
         return False
-    if base.average_text_weight != how.text_weight or base.checks.get("content") != f"{loaded.content:032x}":
+    if base.average_text_weight != how.text_weight:
         return False
+    ids = pa.concat_arrays(loaded.ids) if loaded.ids else pa.array([], pa.string())
+    if base.checks.get("content") != f"{loaded.content:032x}":  # the whole table's, which is known
+        old = db.dataset("products", base.versions["products"])
+        if [field.name for field in old.schema] != [field.name for field in products_schema(how.dim, how.carried)]:
+            return False
+        names = [field.name for field in old.schema if not field.name.endswith("_vector")]
+        products = old.to_table(columns=names)
+        products = products.filter(pc.is_in(products.column("product_id"), ids))
+        if content_digest(products) != loaded.content:
+            return False
     keys = ["product_id", "partition", "row", "input", "reason", "sha256"]
-    old = db.dataset("rejects", base.versions["rejects"]).to_table(columns=keys)
-    return sorted(map(repr, old.to_pylist())) == sorted(map(repr, loaded.rejects.select(keys).to_pylist()))
+    rejects = db.dataset("rejects", base.versions["rejects"]).to_table(columns=keys)
+    is_ours = pc.or_(
+        pc.is_in(rejects.column("product_id"), ids),
+        pc.is_in(rejects.column("partition"), pa.array(sorted(plan.pending), pa.string())),
+    )
+    old_rejects = rejects.filter(is_ours).to_pylist()
+    return sorted(map(repr, old_rejects)) == sorted(map(repr, loaded.rejects.select(keys).to_pylist()))
 
 
 def release(

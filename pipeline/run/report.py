@@ -30,7 +30,7 @@ class Run:
     run_id: str
     started_at: datetime
     card: ModelCard
-    base: Release | None
+    base: Release | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     actors: list[ActorInfo] = field(default_factory=list)

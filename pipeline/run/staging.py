@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import os
 import uuid
@@ -134,13 +133,6 @@ class StagedWriter:
 def temporary_name(path: str) -> str:
     """A name beside the path that no other process writes, on whatever machine."""
     return f"{path}.{uuid.uuid4().hex[:12]}.tmp"
-
-
-def remove_leftovers(path: str) -> None:
-    """Remove what writers of the path left when they were killed; only a local folder can hold such files."""
-    if not is_uri(path):
-        for leftover in Path(path).parent.glob(f"{glob.escape(Path(path).name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)
 
 
 def write_atomically(path: str, data: bytes) -> None:

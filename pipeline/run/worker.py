@@ -9,11 +9,11 @@ from typing import Any
 
 import ray
 
-from pipeline.catalog.partitions import Catalog, Partition
-from pipeline.catalog.products import RowPlan
+from pipeline.catalog.partitions import Catalog
 from pipeline.errors import ClusterError
 from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource, has_cuda
-from pipeline.run.partition import PartitionResult, stage_partition
+from pipeline.run.memory import limit_memory
+from pipeline.run.partition import PartitionResult, Work, stage_partition
 from pipeline.run.progress import Progress
 
 
@@ -23,21 +23,13 @@ class ActorInfo:
 
     actor: int
     node: str
+    node_id: str
     pid: int
     gpu_ids: tuple[str, ...]
     cuda_visible_devices: str | None
     device: str
     model_id: str
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class Work:
-    """One partition for an actor, with where its staged file goes."""
-
-    partition: Partition
-    plan: RowPlan
-    staged_path: str
 
 
 class EmbedWorker:
@@ -63,23 +55,29 @@ class EmbedWorker:
         self._embedder = Embedder(settings, catalog.root, reuse)
         self._catalog = catalog
         self._metrics = _Metrics(self._number)
+        if settings.memory_bytes is not None:
+            limit_memory(settings.memory_bytes)
         model = self._embedder.model
+        node_id = ray.get_runtime_context().get_node_id()
         return ActorInfo(
-            self._number, socket.gethostname(), os.getpid(), gpu_ids, visible, device, model.model_id, model.fingerprint
-        )
+            self._number, socket.gethostname(), node_id, os.getpid(), gpu_ids, visible, device, model.model_id,
+            model.fingerprint,
+        )  # fmt: skip
 
     def embed(self, work: Work) -> PartitionResult:
-        """Stage one partition."""
+        """Stage rows of one partition."""
         assert self._embedder is not None
         assert self._catalog is not None
-        return stage_partition(self._embedder, self._catalog, work.partition, work.plan, work.staged_path)
+        return stage_partition(self._embedder, self._catalog, work)
 
     def progress(self) -> Progress | None:
         """Counts so far; answered while a partition is being embedded. Feeds the metrics too."""
         if self._embedder is None or self._metrics is None:
             return None
-        self._metrics.update(self._embedder.progress)
-        return self._embedder.progress
+        progress = self._embedder.progress
+        progress.tower_batches = self._embedder.model.n_batches
+        self._metrics.update(progress)
+        return progress
 
 
 class _Metrics:

@@ -70,6 +70,11 @@ class Lease:
         """Whether the lease was acquired and, as far as is known, neither released nor lost."""
         return self._mine is not None and not self._lost
 
+    def is_free(self) -> bool:
+        """Whether nobody holds the lease, as far as its row says; only looks."""
+        _, holder = _read(self._db)
+        return holder is None or self._is_free(holder, unchanged_s=0.0)
+
     def acquire(self, *, wait_s: float = 0.0, check: Callable[[], None] = lambda: None) -> None:
         """Take the lease, at once where nobody holds it or its holder has died.
 

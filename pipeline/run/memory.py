@@ -1,0 +1,90 @@
+"""Memory that runs out: recognised, answered by smaller batches, and bounded for each actor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_SAID = ("out of memory", "out_of_memory", "low on memory", "can't allocate memory", "bad_alloc")
+
+
+def is_out_of_memory(said: BaseException | str) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or beside it; torch's and Ray's say it in words."""
+    return isinstance(said, MemoryError) or any(words in str(said).lower() for words in _SAID)
+
+
+class FittingBatch:
+    """Runs a tower over inputs, in halves where memory runs out; the size that fits is kept for what comes later."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._most: int | None = None
+
+    def run(self, n: int, tower: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """Vectors float32 (n, D) of `n` inputs.
+
+        Args:
+            n: how many inputs, at least one.
+            tower: gives the vectors of a slice of them.
+
+        Raises:
+            MemoryError: a single input does not fit.
+        """
+        parts: list[np.ndarray] = []
+        at = 0
+        while at < n:
+            size = min(self._most or n, n - at)
+            try:
+                parts.append(tower(slice(at, at + size)))
+                at += size
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise MemoryError(f"a single {self._kind} does not fit into memory: {error}") from error
+                self._most = size // 2
+                log.warning("%d inputs at once do not fit into memory in the %s tower, %d are tried", size, self._kind,
+                            self._most)  # fmt: skip
+        return np.concatenate(parts)
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Bound this process, as it stands with its model loaded: beyond the limit allocations fail, which Python survives.
+
+    What counts is private memory that can be written (RLIMIT_DATA, of which Linux also counts anonymous mappings since
+    4.7). Reserved but untouched memory is in it, so the bound is set by what may still come, not by the total.
+
+    Raises:
+        ConfigError: the process is over the limit already.
+    """
+    sizes = _sizes()
+    if sizes is None:
+        log.warning("pool.memory_per_actor_bytes is not enforced on this operating system")
+        return
+    resident, data = sizes
+    if resident >= limit_bytes:
+        raise ConfigError(
+            f"pool.memory_per_actor_bytes is {limit_bytes:,}, but an actor takes {resident:,} bytes once its model is "
+            "loaded; raise it"
+        )
+    import resource  # not everywhere, but where /proc is
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (data + limit_bytes - resident, hard))
+
+
+def _sizes() -> tuple[int, int] | None:
+    """Resident bytes, and bytes of writable private mappings, of this process."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    values = {name: text.split() for name, _, text in (line.partition(":") for line in lines)}
+    return int(values["VmRSS"][0]) * 1024, int(values["VmData"][0]) * 1024
