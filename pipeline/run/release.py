@@ -15,10 +15,11 @@ from pipeline.run.cluster import first_line
 from pipeline.run.load import commit
 from pipeline.run.partition import PartitionResult
 from pipeline.run.plan import Plan
-from pipeline.run.reduce import Reduction, content_digest, reject_rows, staged_files, write_table
+from pipeline.run.reduce import Reduction, reject_rows, staged_files, write_table
 from pipeline.run.report import Run, counts
 from pipeline.run.signals import Stop
 from pipeline.store.commits import restore
+from pipeline.store.content import content_digest
 from pipeline.store.indices import build_indices
 from pipeline.store.lease import Lease
 from pipeline.store.releases import Release, newest_release, now, publish
