@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -20,10 +20,10 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 class JobParser(argparse.ArgumentParser):
     """A command line whose errors are told like all others: a sentence, and with `--json` an object."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse as argparse does, and remember what was given."""
+    def parse_known_args(self, args: Any = None, namespace: Any = None, **more: Any) -> Any:
+        """Parse as argparse does, which comes here for actions too, and remember what was given."""
         self._given = list(sys.argv[1:] if args is None else args)
-        return super().parse_args(args, namespace)
+        return super().parse_known_args(args, namespace, **more)
 
     def error(self, message: str) -> NoReturn:
         """Tell what is wrong with the arguments, and end with exit code 2."""

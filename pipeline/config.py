@@ -198,6 +198,8 @@ class ReleaseConfig:
     gate: bool = False
     index_min_rows: int = field(default=5000, metadata={"min": 1})
     """Under this many vectors a column is searched exactly, without an index."""
+    min_recall: float = field(default=0.99, metadata={"min": 0.0, "max": 1.0})
+    """Of each index's recall@10 against exact search; as many probes are used as reach it."""
 
 
 @dataclass(frozen=True)

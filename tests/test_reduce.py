@@ -7,8 +7,9 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.run.reduce import Reduction, bucket_of, content_digest, reduce_products
+from pipeline.run.reduce import Reduction, bucket_of, reduce_products
 from pipeline.run.staging import staged_schema
+from pipeline.store.content import content_digest
 
 DIM = 5
 

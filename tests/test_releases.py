@@ -6,11 +6,14 @@ from pathlib import Path
 import lance
 import pyarrow as pa
 import pytest
+from lance.dataset import MergeInsertBuilder
 
-from pipeline.errors import QueryError, ReleaseRefused
-from pipeline.store.releases import Release, get_release, list_releases, newest_release, now, publish
-from pipeline.store.schemas import TABLES, images_schema, products_schema, rejects_schema
-from pipeline.store.tables import Database, append_row, replace_all, replace_rows, restore, write_rows
+from pipeline.errors import QueryError, ReleaseRefused, RunError
+from pipeline.store import releases as releases_module
+from pipeline.store.commits import replace_all, replace_rows, restore
+from pipeline.store.releases import Release, get_release, insert_row, list_releases, newest_release, now, publish
+from pipeline.store.schemas import TABLES, images_schema, products_schema, rejects_schema, releases_schema
+from pipeline.store.tables import Database, append_row, ensure, write_rows
 
 DIM = 4
 SCHEMAS = {"products": products_schema(DIM), "images": images_schema(DIM), "rejects": rejects_schema()}
@@ -60,23 +63,86 @@ def test_a_release_reads_back_and_tags_its_versions(db: Database) -> None:
 
 
 def test_one_of_many_writers_wins_a_number(db: Database) -> None:
-    outcomes: list[str] = []
-
-    def write(run: int) -> None:
-        try:
-            publish(db, _release(db, 1), run_id=f"r{run}")
-            outcomes.append("won")
-        except ReleaseRefused:
-            outcomes.append("lost")
-
-    threads = [threading.Thread(target=write, args=(run,)) for run in range(4)]
+    ensure(db, "releases", releases_schema())
+    outcomes: list[bool] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(insert_row(db, _release(db, 1)))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes) == ["lost", "lost", "lost", "won"]
+    assert sorted(outcomes) == [False, False, False, True]
     assert [release.release for release in list_releases(db)] == [1]
+
+
+def test_a_lost_race_leaves_no_tag(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(releases_module, "insert_row", lambda *_: False)
+        with pytest.raises(ReleaseRefused, match="another run published release 1"):
+            publish(db, _release(db, 1), run_id="r1")
+    assert not db.dataset("products").tags.list()
+    publish(db, _release(db, 1), run_id="r1")
+    with pytest.raises(ReleaseRefused, match="another run published release 1"):
+        publish(db, _release(db, 1), run_id="r1")
+
+
+def test_a_row_whose_answer_was_lost_is_looked_up(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = MergeInsertBuilder.execute
+
+    def execute(*arguments: object) -> None:
+        real(*arguments)
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(MergeInsertBuilder, "execute", execute)
+    publish(db, _release(db, 1), run_id="r1")
     assert list(db.dataset("products").tags.list()) == ["release-1"]
+
+
+def test_only_what_the_run_wrote_is_published(db: Database) -> None:
+    publish(db, _release(db, 1), run_id="r1")
+    table = db.uri_of("products")
+    lance.dataset(table).create_scalar_index("title", "BTREE")  # changes no row
+    replace_rows(db, "products", {"product_id": pa.array(["a"])}, [], run_id="r2")
+    mine = _release(db, 2)
+    with pytest.raises(ReleaseRefused, match=r"not written by this run, but by someone else's Update of run r2"):
+        publish(db, mine, run_id="r3")
+    lance.write_dataset(_products(["z"], "other"), table, mode="append")
+    with pytest.raises(ReleaseRefused, match=r"moved from version .* someone else writes"):
+        publish(db, mine, run_id="r2")
+    with pytest.raises(ReleaseRefused, match=r"by someone else's Append\."):
+        publish(db, _release(db, 2), run_id="r2")
+    assert [release.release for release in list_releases(db)] == [1]
+    restore(db, newest_release(db).versions, run_id="r4")
+    replace_rows(db, "products", {"product_id": pa.array(["b"])}, [], run_id="r4")
+    publish(db, _release(db, 2), run_id="r4")
+    assert set(_titles(db)) == set("acde")
+
+
+def test_a_commit_on_top_of_anothers_is_told(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = lance.LanceDataset.commit
+
+    def commit(*arguments: object, **options: object) -> object:
+        lance.write_dataset(_products(["z"], "other"), db.uri_of("products"), mode="append")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", commit)
+    fragments = write_rows(db, "products", SCHEMAS["products"], _products(["f"], "new"), is_whole=False)
+    with pytest.raises(RunError, match="someone else wrote to the table products"):
+        replace_rows(db, "products", {"product_id": pa.array(["q"])}, fragments, run_id="r2")
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = lance.LanceDataset.commit
+
+    def commit(*arguments: object, **options: object) -> None:
+        real(*arguments, **options)
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", commit)
+    before = db.latest_version("products")
+    fragments = write_rows(db, "products", SCHEMAS["products"], _products(["b", "f"], "new"), is_whole=False)
+    assert replace_rows(db, "products", {"product_id": pa.array(["b"])}, fragments, run_id="r2") == 6
+    assert db.latest_version("products") == before + 1
+    assert sorted(_titles(db)) == list("abcdef")
 
 
 def test_rows_are_replaced_in_one_commit(db: Database) -> None:
@@ -99,11 +165,10 @@ def test_all_rows_of_a_fragment_may_leave(db: Database) -> None:
 def test_restore_takes_back_what_was_not_released(db: Database) -> None:
     released = publish(db, _release(db, 1), run_id="r1")
     replace_rows(db, "products", {"product_id": pa.array(["a"])}, [], run_id="dead")
-    restore(db, released.versions)
+    assert list(restore(db, released.versions, run_id="r2")) == ["products"]
     assert set(_titles(db)) == set("abcde")
-    version = db.latest_version("products")
-    restore(db, {"products": version})
-    assert db.latest_version("products") == version, "what is the latest already costs no version"
+    assert restore(db, released.versions, run_id="r3") == {}, "what is the latest already costs no version"
+    assert restore(db, {"products": db.latest_version("products")}, run_id="r3") == {}
 
 
 def test_the_key_is_known_to_lance(db: Database) -> None:

@@ -90,7 +90,7 @@ def backfill(
             )
             moment = run.stage("reduce", moment)
             if not is_unchanged(db, run, how, plan):
-                release(db, run, how, plan, is_whole=is_whole, gate=gate, stop=stop)
+                release(db, run, how, plan, is_whole=is_whole, gate=gate, stop=stop, lease=writer.lease)
                 run.stage("release", moment)
             ledger = Ledger(config.staging_path)
             ledger.forget(results)

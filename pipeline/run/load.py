@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ from pipeline.run.pool import run_tasks
 from pipeline.run.reduce import (
     Reduction,
     Staged,
-    content_digest,
     empty_product_rejects,
     image_rows,
     read_bucket,
@@ -29,8 +28,10 @@ from pipeline.run.reduce import (
     write_table,
 )
 from pipeline.run.signals import Stop
+from pipeline.store.commits import replace_all, replace_rows
+from pipeline.store.content import content_digest
 from pipeline.store.schemas import TABLES, images_schema, products_schema, rejects_schema
-from pipeline.store.tables import Database, replace_all, replace_rows, write_rows
+from pipeline.store.tables import Database, write_rows
 
 _BUCKET_BYTES = 256_000_000
 _IMAGES_PER_TASK = 200_000
@@ -139,8 +140,15 @@ def load(
 
 
 def commit(
-    db: Database, loaded: Loaded, how: Reduction, *, is_whole: bool, partitions: Sequence[str], run_id: str
-) -> None:
+    db: Database,
+    loaded: Loaded,
+    how: Reduction,
+    *,
+    is_whole: bool,
+    partitions: Sequence[str],
+    run_id: str,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, int]:
     """One commit a table, one after another.
 
     Args:
@@ -150,6 +158,10 @@ def commit(
         is_whole: whether the fragments become the whole tables; else they take the place of their products' rows.
         partitions: whose rejects the new ones replace.
         run_id: kept with the transactions.
+        check: called before each commit; what it raises ends the row of them.
+
+    Returns:
+        The rows that each table has to have now.
     """
     schemas = {
         "products": products_schema(how.dim, how.carried),
@@ -157,59 +169,17 @@ def commit(
         "rejects": rejects_schema(),
     }
     ids = pa.concat_arrays(loaded.ids) if loaded.ids else pa.array([], pa.string())
+    rows: dict[str, int] = {}
     for table in TABLES:
+        check()
         if is_whole:
-            replace_all(db, table, schemas[table], loaded.fragments[table], run_id=run_id)
+            rows[table] = replace_all(db, table, schemas[table], loaded.fragments[table], run_id=run_id)
             continue
         keys = {"product_id": ids}
         if table == "rejects":
             keys["partition"] = pa.array(partitions, pa.string())
-        replace_rows(db, table, keys, loaded.fragments[table], run_id=run_id)
-
-
-def verify(db: Database, index: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Look at the committed tables as a reader will: keys unique, counts consistent, indices over every vector.
-
-    Returns:
-        The checks with their figures, for the release row, and the table-wide `content` digest.
-
-    Raises:
-        RunError: a check failed; nothing is released.
-    """
-    products = db.dataset("products").to_table(
-        columns=[f.name for f in db.dataset("products").schema if not f.name.endswith("_vector")]
-    )
-    images = db.dataset("images").to_table(columns=["image_id", "product_id"])
-    figures = {
-        "products": products.num_rows,
-        "distinct_product_ids": pc.count_distinct(products.column("product_id")).as_py(),
-        "images": images.num_rows,
-        "distinct_image_ids": pc.count_distinct(images.column("image_id")).as_py(),
-        "images_of_products": pc.sum(products.column("n_images")).as_py() or 0,
-        "images_without_product": images.num_rows
-        - pc.sum(pc.is_in(images.column("product_id"), products.column("product_id"))).as_py()
-        if images.num_rows
-        else 0,
-        "texts": pc.sum(products.column("has_text")).as_py() or 0,
-    }
-    expected = {
-        "distinct_product_ids": figures["products"],
-        "distinct_image_ids": figures["images"],
-        "images_of_products": figures["images"],
-        "images_without_product": 0,
-    }
-    wrong = [
-        f"{name} is {figures[name]}, expected {value}" for name, value in expected.items() if figures[name] != value
-    ]
-    wrong += [f"the {mode} index reaches recall@10 {i['recall_at_10']}" for mode, i in index.items() if _is_poor(i)]
-    if wrong:
-        raise RunError(f"the tables do not pass verification, nothing is released: {'; '.join(wrong)}")
-    return {**figures, "content": f"{content_digest(products):032x}"}
-
-
-def _is_poor(index: Mapping[str, Any]) -> bool:
-    recall = index.get("recall_at_10")
-    return recall is not None and recall < 0.9
+        rows[table] = replace_rows(db, table, keys, loaded.fragments[table], run_id=run_id)
+    return rows | ({"products": loaded.products, "images": loaded.images} if is_whole else {})
 
 
 def _reduce_bucket(

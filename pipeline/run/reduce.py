@@ -199,20 +199,6 @@ def empty_product_rejects(empty: Sequence[tuple[str, str, int]], run_id: str) ->
     return pa.Table.from_pylist(rows, schema=rejects_schema())
 
 
-def content_digest(products: pa.Table) -> int:
-    """A number that is the same for the same products in any order: the sum of their rows' hashes, vectors left out.
-
-    Vectors follow from the hashes, the fingerprint and the average weight, which a release records apart.
-    """
-    left_out = ("text_vector", "image_vector", "avg_vector", "partition")
-    names = [name for name in products.schema.names if name not in left_out]
-    total = 0
-    for batch in products.select(names).to_batches(max_chunksize=8192):
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            total += int.from_bytes(hashlib.blake2b(repr(row).encode(), digest_size=16).digest(), "little")
-    return total % (1 << 128)
-
-
 def write_table(path: str, table: pa.Table) -> None:
     """Write a small table of a run's own as Parquet."""
     filesystem, inside = resolve(path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,16 +12,20 @@ import pyarrow.compute as pc
 from pipeline.config import Config
 from pipeline.errors import ConfigError, ReleaseRefused, RunError
 from pipeline.run.cluster import first_line
-from pipeline.run.load import commit, verify
+from pipeline.run.load import commit
 from pipeline.run.partition import PartitionResult
 from pipeline.run.plan import Plan
-from pipeline.run.reduce import Reduction, content_digest, reject_rows, staged_files, write_table
+from pipeline.run.reduce import Reduction, reject_rows, staged_files, write_table
 from pipeline.run.report import Run, counts
 from pipeline.run.signals import Stop
+from pipeline.store.commits import restore
+from pipeline.store.content import content_digest
 from pipeline.store.indices import build_indices
+from pipeline.store.lease import Lease
 from pipeline.store.releases import Release, newest_release, now, publish
 from pipeline.store.schemas import TABLES, products_schema
-from pipeline.store.tables import Database, restore
+from pipeline.store.tables import Database
+from pipeline.store.verify import verify
 
 Gate = Callable[[Config, Release | None], None]
 """Handed in by the job: raises ReleaseRefused where the committed tables make search worse than the release."""
@@ -113,11 +118,21 @@ def is_unchanged(db: Database, run: Run, how: Reduction, plan: Plan) -> bool:
 
 
 def release(
-    db: Database, run: Run, how: Reduction, plan: Plan, *, is_whole: bool, gate: Gate | None, stop: Stop
+    db: Database,
+    run: Run,
+    how: Reduction,
+    plan: Plan,
+    *,
+    is_whole: bool,
+    gate: Gate | None,
+    stop: Stop,
+    lease: Lease | None = None,
 ) -> None:
     """Commit, index, verify and publish: short from the first commit on, and visible with the row at its end."""
     loaded, base = run.loaded, run.base
     assert loaded is not None
+    check = lease.check if lease is not None else lambda: None
+    settings = run.config.release
     stop.check()
     newest = newest_release(db)
     if (newest.release if newest else None) != (base.release if base else None):
@@ -125,36 +140,50 @@ def release(
             f"another run published release {newest.release if newest else None} while this one was running; nothing "
             "was committed, and what was staged is kept: run the same command again"
         )
-    try:
+    with _writing():
+        check()
         if base is not None:
-            restore(db, base.versions)
-        commit(db, loaded, how, is_whole=is_whole, partitions=sorted(plan.pending), run_id=run.run_id)
+            restore(db, base.versions, run_id=run.run_id)
+        partitions = sorted(plan.pending)
+        rows = commit(db, loaded, how, is_whole=is_whole, partitions=partitions, run_id=run.run_id, check=check)
         if base is not None:
             run.deleted = _lost_products(db, base)
-        index = build_indices(db.uri, min_rows=run.config.release.index_min_rows)
-        checks = verify(db, index)
-    except (OSError, RuntimeError, ValueError) as error:  # what Lance raises
-        raise RunError(
-            f"the tables could not be written ({first_line(error)}); readers keep the release that they have, and what "
-            "was staged is kept: see that no other run writes this database, and run the same command again"
-        ) from error
+        check()
+        index = build_indices(db.uri, min_rows=settings.index_min_rows, min_recall=settings.min_recall)
+        versions = {table: db.latest_version(table) for table in TABLES}
+        checks = verify(db, index, versions=versions, expected_rows=rows, min_recall=settings.min_recall)
     if gate is not None:
         gate(run.config, base)
+    inputs = run.progress.texts + run.progress.images
     released = Release(
         release=base.release + 1 if base else 1,
         parent=base.release if base else None,
         created_at=now(),
-        versions={table: db.latest_version(table) for table in TABLES},
+        versions=versions,
         model=run.config.model_name,
         model_id=run.card.model_id,
         fingerprint=run.card.fingerprint,
         average_text_weight=how.text_weight,
         index=index,
         counts=counts(run),
-        checks=checks,
+        checks=checks | {"reject_share": round(run.progress.rejected / inputs, 6) if inputs else 0.0},
         model_settings=run.config.model_settings,
     )
-    run.release = publish(db, released, run_id=run.run_id)
+    with _writing():
+        check()
+        run.release = publish(db, released, run_id=run.run_id)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """What Lance raises, as one error of ours."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(
+            f"the tables could not be written ({first_line(error)}); readers keep the release that they have, and what "
+            "was staged is kept: see that no other run writes this database, and run the same command again"
+        ) from error
 
 
 def _lost_products(db: Database, base: Release) -> int:

@@ -8,8 +8,9 @@ from types import TracebackType
 from pipeline.config import LeaseConfig
 from pipeline.run.signals import Stop
 from pipeline.store.lease import Lease
+from pipeline.store.recovery import recover
 from pipeline.store.releases import Release, newest_release
-from pipeline.store.tables import Database, restore
+from pipeline.store.tables import Database
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,7 @@ class Writer:
         if not self.lease.is_held:
             wait_s = 0.0 if self._config.when_held == "stop" else self._config.wait_s
             self.lease.acquire(wait_s=wait_s, check=self._stop.check)
-            if (newest := newest_release(self._db)) is not None:
-                restore(self._db, newest.versions)
+            recover(self._db, self._run_id)
         return newest_release(self._db)
 
     def check(self) -> None:

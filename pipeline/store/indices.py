@@ -25,8 +25,11 @@ _PRESENT = {"text": "has_text", "image": "n_images > 0", "avg": "has_text OR n_i
 """Which products have the mode's vector; reading these columns is much cheaper than reading vectors."""
 
 ROWS_PER_PARTITION, MIN_PARTITIONS, MAX_PARTITIONS = 800, 16, 4096
-REFINE = 2
+REFINES = (2, 4, 8, 16)
 MIN_RECALL = 0.99
+SCALAR_INDICES = {"products": ("product_id", "text_sha256"), "images": ("product_id", "sha256")}
+"""Keys, and the hashes by which a later run finds vectors to reuse."""
+
 _QUERIES = 200
 _K = 10
 _SAMPLE_PER_PARTITION = 48
@@ -52,17 +55,20 @@ class VectorIndex:
     rows: int
     partitions: int = 0
     probes: int = 0
-    refine: int = REFINE
+    refine: int = REFINES[0]
     recall_at_10: float = 1.0
 
 
-def build_indices(db: str, *, seed: int = 0, min_rows: int = 5000) -> dict[str, dict[str, Any]]:
+def build_indices(
+    db: str, *, seed: int = 0, min_rows: int = 5000, min_recall: float = MIN_RECALL
+) -> dict[str, dict[str, Any]]:
     """Index the latest version of `products` and `images`; each index is a commit of its own.
 
     Args:
         db: folder or URI of the database; nobody else may write to it meanwhile.
         seed: of the centroids' sample and of the measured queries.
         min_rows: with fewer vectors a mode gets no index and is searched exactly.
+        min_recall: as many probes are kept for a query as reach this recall@10.
 
     Returns:
         By mode the fields of `VectorIndex`, for the release's row.
@@ -71,12 +77,37 @@ def build_indices(db: str, *, seed: int = 0, min_rows: int = 5000) -> dict[str, 
         ReleaseRefused: an index came out with another number of partitions than was asked for.
     """
     connection = lancedb.connect(db)
-    built = {mode: _vector_index(connection, mode, seed, min_rows) for mode in MODES}
+    built = {mode: _vector_index(connection, mode, seed, min_rows, min_recall) for mode in MODES}
     _scalar_indices(connection)
     return {mode: asdict(index) for mode, index in built.items()}
 
 
-def _vector_index(connection: Any, mode: str, seed: int, min_rows: int) -> VectorIndex:
+def measure_indices(
+    db: str, version: int, *, seed: int = 0, min_recall: float = MIN_RECALL
+) -> dict[str, dict[str, Any]]:
+    """What `build_indices` returns, for the indices that a version of `products` has already."""
+    table = lancedb.connect(db).open_table("products")
+    table.checkout(version)
+    dataset = table.to_lance()
+    known = {index.name for index in dataset.describe_indices()}
+    measured: dict[str, dict[str, Any]] = {}
+    for mode, column in MODES.items():
+        index = VectorIndex("exact", dataset.count_rows(filter=_PRESENT[mode]))
+        if f"{column}_idx" in known:
+            parts = [part["num_partitions"] for part in index_statistics(dataset, f"{column}_idx")["indices"]]
+            probes, refine, recall = probe_index(table, mode, partitions=max(parts), seed=seed, min_recall=min_recall)
+            index = VectorIndex("ivf_sq", index.rows, max(parts), probes, refine, round(recall, 4))
+        measured[mode] = asdict(index)
+    return measured
+
+
+def index_statistics(dataset: lance.LanceDataset, name: str) -> dict[str, Any]:
+    """Lance's statistics of an index: partitions, and rows that it lacks."""
+    os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # thousands of vectors that nobody asked for
+    return dict(dataset.stats.index_stats(name))
+
+
+def _vector_index(connection: Any, mode: str, seed: int, min_rows: int, min_recall: float) -> VectorIndex:
     table = connection.open_table("products")
     dataset = table.to_lance()
     rows = dataset.count_rows(filter=_PRESENT[mode])
@@ -89,8 +120,10 @@ def _vector_index(connection: Any, mode: str, seed: int, min_rows: int) -> Vecto
     _, sample = _sample(dataset, mode, partitions * _SAMPLE_PER_PARTITION, rng)
     centroids = k_means(sample, partitions, rng)
     _create(dataset, mode, centroids)
-    probes, recall = probe_index(connection.open_table("products"), mode, partitions=partitions, seed=seed)
-    return VectorIndex("ivf_sq", rows, partitions, probes, REFINE, round(recall, 4))
+    probes, refine, recall = probe_index(
+        connection.open_table("products"), mode, partitions=partitions, seed=seed, min_recall=min_recall
+    )
+    return VectorIndex("ivf_sq", rows, partitions, probes, refine, round(recall, 4))
 
 
 def _create(dataset: lance.LanceDataset, mode: str, centroids: Vectors) -> None:
@@ -105,8 +138,7 @@ def _create(dataset: lance.LanceDataset, mode: str, centroids: Vectors) -> None:
         num_partitions=len(centroids),
         ivf_centroids=centroids,
     )
-    os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # thousands of vectors that nobody asked for
-    counts = [index["num_partitions"] for index in dataset.stats.index_stats(name)["indices"]]
+    counts = [index["num_partitions"] for index in index_statistics(dataset, name)["indices"]]
     if counts != [len(centroids)]:
         raise ReleaseRefused(f"The index on {MODES[mode]} has {counts} partitions instead of {len(centroids)}.")
 
@@ -136,37 +168,41 @@ def k_means(points: Vectors, clusters: int, rng: np.random.Generator) -> Vectors
 
 def probe_index(
     table: Any, mode: str, *, partitions: int, seed: int = 0, min_recall: float = MIN_RECALL
-) -> tuple[int, float]:
-    """Find the fewest probes, doubling from 8, whose recall@10 reaches `min_recall`.
+) -> tuple[int, int, float]:
+    """Find the fewest probes, doubling from 8, whose recall@10 reaches `min_recall`; then more candidates to score.
 
     Text vectors of sampled products are the queries, because recall differs across the gap between text and images;
     in text mode, and where no product has text, rows are queried without themselves.
 
     Returns:
-        The probes and the recall@10 that they gave; all partitions where nothing less is enough.
+        The probes, how many times k candidates are scored again, and the recall@10 that they gave; all partitions and
+        the most candidates where even those are not enough.
     """
     dataset = table.to_lance()
     source = "text" if dataset.count_rows(filter=_PRESENT["text"]) else "image"
     own_ids, queries = _sample(dataset, source, _QUERIES, np.random.default_rng(seed + 1))
     skip = own_ids if source == mode or source == "image" else [""] * len(queries)
     floor = _tenth_best(dataset, mode, queries, skip)
-    probes = min(8, partitions)
+    probes, refine = min(8, partitions), REFINES[0]
     while True:
-        recall = _recall(table, mode, queries, skip, floor, probes)
-        if recall >= min_recall or probes == partitions:
-            return probes, recall
-        probes = min(probes * 2, partitions)
+        recall = _recall(table, mode, queries, skip, floor, probes, refine)
+        if recall >= min_recall or (probes, refine) == (partitions, REFINES[-1]):
+            return probes, refine, recall
+        if probes < partitions:
+            probes = min(probes * 2, partitions)
+        else:
+            refine *= 2
 
 
 def _recall(
-    table: Any, mode: str, queries: Vectors, skip: list[str], floor: npt.NDArray[np.float32], probes: int
+    table: Any, mode: str, queries: Vectors, skip: list[str], floor: npt.NDArray[np.float32], probes: int, refine: int
 ) -> float:
     """Share of the ten best, ties counted as equal, that `probes` partitions give."""
     found = (
         table.search(queries, vector_column_name=MODES[mode])  # all queries in one call
         .distance_type("cosine")
         .nprobes(probes)
-        .refine_factor(REFINE)
+        .refine_factor(refine)
         .select(["product_id", "_distance"])
         .limit(_K + 1)
         .to_arrow()
@@ -215,11 +251,12 @@ def _matrix(column: pa.Array) -> Vectors:
 
 
 def _scalar_indices(connection: Any) -> None:
-    """Keys, categories with few values, and the hashes by which a later run finds vectors to reuse."""
-    products, images = connection.open_table("products"), connection.open_table("images")
-    for table, columns in ((products, ("product_id", "text_sha256")), (images, ("product_id", "sha256"))):
+    """Keys and hashes, and categories with few values."""
+    for name, columns in SCALAR_INDICES.items():
+        table = connection.open_table(name)
         for column in columns:
             table.create_index(column, config=BTree(), replace=True)
+    products = connection.open_table("products")
     for column in ("broad_category", "fine_category"):
         values = products.to_lance().to_table(columns=[column])[column]
         if len(values.unique()) <= _BITMAP_VALUES:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import QueryError, ReleaseRefused
+from pipeline.store.commits import check_commits
 from pipeline.store.schemas import SCHEMA_VERSION, TABLES, releases_schema
 from pipeline.store.tables import Database, ensure
 
@@ -77,41 +78,71 @@ def publish(db: Database, release: Release, *, run_id: str) -> Release:
     """Make a release visible to readers: compare-and-swap on its number.
 
     The versions are tagged by the run before the row exists, so that no cleanup can take them; only the winner of the
-    number gives them the tag `release-N`.
+    number gives them the tag `release-N`. What dies on the way is put right by `recovery.recover`.
 
     Raises:
-        ReleaseRefused: another run took the number first.
+        ReleaseRefused: another run took the number first, or a version holds what this run did not write.
     """
+    newest = newest_release(db)
+    if (newest.release if newest else None) != release.parent:
+        raise _lost_race(release)
     for table in TABLES:
-        _tag(db, table, f"run-{run_id}", release.versions[table])
+        base_version = newest.versions[table] if newest else None
+        check_commits(db, table, release.versions[table], base_version, run_id=run_id)
+    for table in TABLES:
+        tag(db, table, f"run-{run_id}", release.versions[table])
     ensure(db, "releases", releases_schema())
-    insert = db.dataset("releases").merge_insert("release").when_not_matched_insert_all()
-    # Without use_index(False) a scalar index on the key lets two writers both insert the number.
-    result = insert.use_index(False).execute(pa.Table.from_pylist([_to_row(release)], schema=releases_schema()))
-    won = result["num_inserted_rows"] == 1
+    if not insert_row(db, release):
+        for table in TABLES:
+            untag(db, table, f"run-{run_id}")
+        raise _lost_race(release)
     for table in TABLES:
-        if won:
-            _tag(db, table, f"release-{release.release}", release.versions[table])
-        with contextlib.suppress(OSError, ValueError):
-            db.dataset(table).tags.delete(f"run-{run_id}")
-    if not won:
-        raise ReleaseRefused(
-            f"another run published release {release.release} while this one was running; run it again on top of that"
-        )
+        tag(db, table, f"release-{release.release}", release.versions[table])
+        untag(db, table, f"run-{run_id}")
     return release
+
+
+def insert_row(db: Database, release: Release) -> bool:
+    """Write a release's row; False where the number is taken."""
+    row = pa.Table.from_pylist([_to_row(release)], schema=releases_schema())
+    insert = db.dataset("releases").merge_insert("release").when_not_matched_insert_all()
+    try:
+        # Without use_index(False) a scalar index on the key lets two writers both insert the number.
+        return bool(insert.use_index(False).execute(row)["num_inserted_rows"] == 1)
+    except (OSError, RuntimeError):
+        if release in list_releases(db):  # it was written, only the answer was lost
+            return True
+        raise
+
+
+def tag(db: Database, table: str, name: str, version: int) -> bool:
+    """Give a version a tag, so that no cleanup takes it; False where it has it already."""
+    tags = db.dataset(table).tags
+    known = tags.list()
+    if name not in known:
+        tags.create(name, version)
+    elif known[name]["version"] != version:
+        tags.update(name, version)
+    else:
+        return False
+    return True
+
+
+def untag(db: Database, table: str, name: str) -> None:
+    """Take a tag away; it may be gone already."""
+    with contextlib.suppress(OSError, ValueError):
+        db.dataset(table).tags.delete(name)
+
+
+def _lost_race(release: Release) -> ReleaseRefused:
+    return ReleaseRefused(
+        f"another run published release {release.release} while this one was running; run it again on top of that"
+    )
 
 
 def now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)
-
-
-def _tag(db: Database, table: str, name: str, version: int) -> None:
-    tags = db.dataset(table).tags
-    if name in tags.list():
-        tags.update(name, version)
-    else:
-        tags.create(name, version)
 
 
 def _from_row(row: dict[str, Any]) -> Release:

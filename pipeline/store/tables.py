@@ -1,4 +1,4 @@
-"""LanceDB tables: fragments written anywhere, committed by the driver alone, one commit a table and run."""
+"""LanceDB tables: where they lie, fragments written by any process, and rows read back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import lance
 import pyarrow as pa
-import pyarrow.compute as pc
-from lance.fragment import FragmentMetadata, write_fragments
+from lance.fragment import write_fragments
 
 from pipeline.paths import list_names
 
@@ -50,7 +49,7 @@ def write_rows(
         table: the table's name.
         schema: of the table.
         rows: in any order.
-        is_whole: whether `replace_all` will take the fragments, else `replace_rows`.
+        is_whole: whether `commits.replace_all` will take the fragments, else `replace_rows`.
 
     Returns:
         The fragments' metadata as JSON, for `commit`; empty where there are no rows.
@@ -64,49 +63,6 @@ def write_rows(
     mode = "append" if not is_whole else "overwrite" if db.exists(table) else "create"
     fragments = write_fragments(rows, db.uri_of(table), schema=schema, mode=mode, max_rows_per_file=_MAX_ROWS_PER_FILE)
     return [json.dumps(fragment.to_json()) for fragment in fragments if fragment.physical_rows]
-
-
-def replace_all(db: Database, table: str, schema: pa.Schema, fragments: Sequence[str], *, run_id: str) -> int:
-    """Make the fragments the whole table, in one commit; the table is created where there is none.
-
-    Returns:
-        The new version.
-    """
-    operation = lance.LanceOperation.Overwrite(schema, [FragmentMetadata.from_json(f) for f in fragments])
-    return _commit(db, table, operation, db.latest_version(table), run_id)
-
-
-def replace_rows(
-    db: Database, table: str, keys: Mapping[str, pa.Array], fragments: Sequence[str], *, run_id: str
-) -> int:
-    """Take out the rows whose columns hold one of `keys`, and add the fragments, in one commit on the latest version.
-
-    Args:
-        db: the database.
-        table: the table's name.
-        keys: column to values; a row that matches in any of the columns leaves.
-        fragments: from `write_rows`.
-        run_id: kept in the transaction's properties.
-
-    Returns:
-        The new version.
-    """
-    dataset = db.dataset(table)
-    removed: list[int] = []
-    updated: list[FragmentMetadata] = []
-    for fragment in dataset.get_fragments():
-        rows = fragment.to_table(columns=list(keys), with_row_address=True)
-        leaving = _any([pc.is_in(rows.column(name), pa.array(values)) for name, values in keys.items()])
-        addresses = rows.column("_rowaddr").filter(leaving).to_pylist()
-        if not addresses:
-            continue
-        if len(addresses) == rows.num_rows:
-            removed.append(fragment.fragment_id)
-        else:
-            updated.append(fragment.delete(f"_rowaddr IN ({','.join(map(str, addresses))})"))
-    new = [FragmentMetadata.from_json(f) for f in fragments]
-    operation = lance.LanceOperation.Update(removed_fragment_ids=removed, updated_fragments=updated, new_fragments=new)
-    return _commit(db, table, operation, int(dataset.version), run_id)
 
 
 def append_row(db: Database, table: str, schema: pa.Schema, row: Mapping[str, object]) -> None:
@@ -131,13 +87,6 @@ def ensure(db: Database, table: str, schema: pa.Schema) -> None:
             raise
 
 
-def restore(db: Database, versions: Mapping[str, int]) -> None:
-    """Make the released versions the latest ones, where a run that died left commits behind."""
-    for table, version in versions.items():
-        if db.latest_version(table) != version:
-            db.dataset(table, version).restore()
-
-
 def vectors_by_sha256(
     db: Database, table: str, version: int, column: str, sha256s: Sequence[str], fields: Sequence[str]
 ) -> pa.Table:
@@ -153,15 +102,3 @@ def vectors_by_sha256(
     """
     quoted = ",".join(f"'{value}'" for value in sha256s)  # hex digests of our own: nothing to escape
     return db.dataset(table, version).to_table(columns=[column, *fields], filter=f"{column} IN ({quoted})")
-
-
-def _commit(db: Database, table: str, operation: Any, read_version: int, run_id: str) -> int:
-    transaction = lance.Transaction(read_version, operation, transaction_properties={"run_id": run_id})
-    return int(lance.LanceDataset.commit(db.uri_of(table), transaction).version)
-
-
-def _any(masks: Sequence[Any]) -> Any:
-    result = masks[0]
-    for mask in masks[1:]:
-        result = pc.or_(result, mask)
-    return result
