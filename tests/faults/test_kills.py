@@ -34,14 +34,14 @@ POINTS = {
     "staged rename": ("pipeline.run.staging:StagedWriter.__exit__", 3),
     "ledger entry": ("pipeline.run.ledger:Ledger.record", 3),
     "fragments written": ("pipeline.store.tables:write_rows", 2),
-    "commit of products": ("pipeline.store.tables:replace_rows", 1),
-    "commit of images": ("pipeline.store.tables:replace_rows", 2),
-    "commit of rejects": ("pipeline.store.tables:replace_rows", 3),
+    "commit of products": ("pipeline.store.commits:replace_rows", 1),
+    "commit of images": ("pipeline.store.commits:replace_rows", 2),
+    "commit of rejects": ("pipeline.store.commits:replace_rows", 3),
     "index": ("pipeline.store.indices:build_indices", 1),
-    "verification": ("pipeline.run.load:verify", 1),
-    "tags of the run": ("pipeline.store.releases:_tag", 2),
+    "verification": ("pipeline.store.verify:verify", 1),
+    "tags of the run": ("pipeline.store.releases:tag", 2),
     "release row": ("lance.dataset:MergeInsertBuilder.execute", 1),
-    "tags of the release": ("pipeline.store.releases:_tag", 5),
+    "tags of the release": ("pipeline.store.releases:tag", 5),
     "ledger forgotten": ("pipeline.run.ledger:Ledger.forget", 1),
 }
 """Name to the function and its call; each is tried with the kill before and after it."""
@@ -50,7 +50,7 @@ RELEASED = ("release row after", "tags of the release", "ledger forgotten")
 """Where readers have the new release already."""
 
 FIRST_LOAD = {
-    "commit of images": ("pipeline.store.tables:replace_all", 2),
+    "commit of images": ("pipeline.store.commits:replace_all", 2),
     "release row": ("lance.dataset:MergeInsertBuilder.execute", 1),
 }
 RANDOM_KILLS = 8
