@@ -48,6 +48,7 @@ def read_status(db: str, staging: str = "", *, last: int = 5) -> dict[str, Any]:
     from pipeline.errors import CatalogError
     from pipeline.paths import absolute, exists
     from pipeline.run.ledger import Ledger
+    from pipeline.store.lease import read_lease
     from pipeline.store.releases import list_releases
     from pipeline.store.tables import Database
 
@@ -60,12 +61,14 @@ def read_status(db: str, staging: str = "", *, last: int = 5) -> dict[str, Any]:
     if releases:
         table = database.dataset("rejects", releases[-1].versions["rejects"]).to_table(columns=["reason"])
         rejects.update(table.column("reason").to_pylist())
+    holder = read_lease(database)
     runs: list[dict[str, Any]] = []
     if database.exists("runs"):
         runs = sorted(database.dataset("runs").to_table().to_pylist(), key=lambda run: run["started_at"], reverse=True)
     return {
         "db": database.uri,
         "release": releases[-1].release if releases else None,
+        "writer": holder.describe() + (", but that process is gone" if holder.has_died else "") if holder else None,
         "releases": [_release(release) for release in reversed(releases[-last:])],
         "runs": runs[:last],
         "staged_partitions": len(entries),
@@ -77,6 +80,8 @@ def read_status(db: str, staging: str = "", *, last: int = 5) -> dict[str, Any]:
 def describe(status: Mapping[str, Any]) -> str:
     """The status as a few blocks of lines."""
     lines = [f"database   {status['db']}", f"release    {status['release'] or 'none yet'}"]
+    if status["writer"]:
+        lines.append(f"held by    {status['writer']}")
     if status["releases"]:
         lines += ["", "releases"]
         for release in status["releases"]:
