@@ -22,7 +22,7 @@ from job_process import CHECKOUT, environment, run_backfill
 from small_catalog import assert_equal_tables, items, write_products
 
 from pipeline.errors import ClusterError
-from pipeline.run.backfill import probed
+from pipeline.run.checks import probed
 from pipeline.run.cluster import check_nodes
 from pipeline.run.signals import Stop
 
