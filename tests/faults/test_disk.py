@@ -102,7 +102,7 @@ def test_a_full_staging_disk(season: Season, tmp_path: Path) -> None:
 
 
 @UNTRANSLATED
-@pytest.mark.parametrize("spare_bytes", [50_000, 400_000, 900_000], ids=["at once", "on the way", "near the end"])
+@pytest.mark.parametrize("spare_bytes", [50_000, 400_000], ids=["at once", "on the way"])
 def test_a_full_database_disk(spare_bytes: int, season: Season, tmp_path: Path) -> None:
     """The disk has room for the released database and a little more; staging lies elsewhere."""
     disk, db = tmp_path / "disk", tmp_path / "disk" / "db"
@@ -299,7 +299,7 @@ def test_what_rotted_is_embedded_again(rot: str, staged: Path, season: Season) -
     assert_done(staged, season.after)
 
 
-@pytest.mark.xfail(strict=False, reason="vectors are not verified before they are released yet")
+@pytest.mark.xfail(strict=False, reason="a staged file is read again without its checksum")
 @pytest.mark.parametrize("at", [0.2, 0.5, 0.8])
 def test_a_staged_file_that_rots_after_it_was_checked(
     at: float, season: Season, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -318,7 +318,7 @@ def test_a_staged_file_that_rots_after_it_was_checked(
 # Clocks
 
 
-@pytest.mark.parametrize("days", [-400, -1, 1, 400])
+@pytest.mark.parametrize("days", [-400, 1])
 def test_a_clock_that_jumps(days: int, season: Season, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the start of a run and its release, and again before the next one."""
     db = season.copy(tmp_path)
