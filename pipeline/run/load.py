@@ -100,6 +100,7 @@ def load(
     Raises:
         RunError: the rows written are not the inputs counted.
     """
+    check_counts(results)
     sources = staged_files(sorted(results, key=lambda result: result.name))
     inputs = sum(result.counts["embedded"] + result.counts["reused"] for result in results)
     buckets = max(1, math.ceil(inputs * how.dim * 4 / _BUCKET_BYTES))
@@ -130,13 +131,32 @@ def load(
     for path in ordinal_paths:
         filesystem, inside = resolve(path)
         filesystem.delete_file(inside)
-    if (loaded.texts + loaded.images, images) != (inputs, loaded.images):
+    rejected = sum(result.counts["rejected"] for result in results)
+    told = loaded.rejects.num_rows - (pc.sum(pc.equal(loaded.rejects.column("input"), "row")).as_py() or 0)
+    if (loaded.texts + loaded.images, images, told) != (inputs, loaded.images, rejected):
         raise RunError(
-            f"{inputs} inputs were embedded or reused, but {loaded.texts} texts and {loaded.images} images reached the "
-            f"products and {images} the images table; nothing was committed. Please report this fault"
+            f"{inputs} inputs were embedded or reused and {rejected} rejected, but {loaded.texts} texts and "
+            f"{loaded.images} images reached the products, {images} the images table and {told} the rejects; nothing "
+            "was committed. Please report this fault"
         )
     loaded.fragments["rejects"] = write_rows(db, "rejects", rejects_schema(), loaded.rejects, is_whole=is_whole)
     return loaded
+
+
+def check_counts(results: Sequence[PartitionResult]) -> None:
+    """See that inputs = texts + images = embedded + reused + rejected, for every partition.
+
+    Raises:
+        RunError: an input was lost, or counted twice.
+    """
+    for result in results:
+        counts = result.counts
+        inputs = counts["texts"] + counts["images"]
+        if inputs != counts["embedded"] + counts["reused"] + counts["rejected"]:
+            raise RunError(
+                f"{result.name} has {inputs} inputs, but {counts['embedded']} were embedded, {counts['reused']} reused "
+                f"and {counts['rejected']} rejected; nothing was committed. Please report this fault"
+            )
 
 
 def commit(

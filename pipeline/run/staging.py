@@ -86,7 +86,9 @@ class StagedWriter:
             Path(self._path).parent.mkdir(parents=True, exist_ok=True)
         self._sink = _HashingSink(self._filesystem.open_output_stream(self._target))
         # Vectors do not compress, thumbnails are JPEGs: compression would only cost time.
-        self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), schema, compression="none")
+        self._writer = pq.ParquetWriter(
+            pa.PythonFile(self._sink, mode="w"), schema, compression="none", write_page_checksum=True
+        )
         self.sha256 = ""
 
     def write(self, products: Iterable[Product], inputs: Iterable[EmbeddedInput], rejects: Iterable[Rejected]) -> None:
@@ -111,18 +113,28 @@ class StagedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            with contextlib.suppress(OSError):  # what failed already is told by the error on its way
-                self._writer.close()
-                self._sink.inner.close()
-            self._filesystem.delete_file(self._target)
+            self._discard()
             return
-        self._writer.close()
-        self._sink.inner.close()
-        self.sha256 = self._sink.sha256.hexdigest()
-        if self._is_local:
-            _fsync(self._target)
-            Path(self._target).replace(self._path)
-            _fsync(str(Path(self._path).parent))
+        try:
+            self._writer.close()
+            self._sink.inner.close()
+            self.sha256 = self._sink.sha256.hexdigest()
+            if self._is_local:
+                _fsync(self._target)
+                Path(self._target).replace(self._path)
+                _fsync(str(Path(self._path).parent))
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        """Leave nothing behind; what failed is told by the error on its way."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._sink.inner.close()
+        with contextlib.suppress(OSError):
+            self._filesystem.delete_file(self._target)
 
     def _metadata_row(self, product: Product) -> dict[str, Any]:
         row: dict[str, Any] = {"kind": "row", "product_id": product.product_id, "row": product.row}
@@ -153,7 +165,9 @@ def read_staged(path: str, columns: Sequence[str], *, batch_rows: int = 4096) ->
     """Stream some columns of a staged file."""
     filesystem, inside = resolve(path)
     with filesystem.open_input_file(inside) as source:
-        yield from pq.ParquetFile(source).iter_batches(batch_size=batch_rows, columns=list(columns))
+        yield from pq.ParquetFile(source, page_checksum_verification=True).iter_batches(
+            batch_size=batch_rows, columns=list(columns)
+        )
 
 
 def file_sha256(path: str) -> str:

@@ -17,7 +17,7 @@ TOWERS = "pipeline.model.model:Model.embed_crops"
 FINISH = "pipeline.run.embed:Embedder.finish"
 GROUPS = [items(8, seed=seed) for seed in range(4)]
 BAD = Item("poisoned", "a coat whose picture kills", None, [jpeg(5000) + POISON.encode()])
-STALL_S, MEMORY_BYTES = 8, 2_000_000_000
+STALL_S, MEMORY_BYTES = 6, 2_000_000_000
 ENDS_WITHIN_S = 240  # bisection starts an actor for each crash: 4 s each on an idle machine
 
 
@@ -70,7 +70,6 @@ def test_a_node_that_is_killed_is_done_without(season: Season, tmp_path: Path) -
     assert_done(db, season.after)
 
 
-@pytest.mark.xfail(strict=False, reason="a partition that crashes is not bisected yet")
 def test_a_row_that_kills_the_process_every_time_is_rejected_alone(
     poisoned: Path, clean: Path, tiny_model: str, tmp_path: Path
 ) -> None:
@@ -84,13 +83,12 @@ def test_a_row_that_kills_the_process_every_time_is_rejected_alone(
     assert_only_the_bad_row_is_lost(tmp_path / "db", clean)
 
 
-@pytest.mark.xfail(strict=False, reason="there is no pool.stall_timeout_s yet")
 @pytest.mark.parametrize("action", ["hang", "hang_in_c"])
 def test_an_actor_that_hangs_is_ended(
     action: str, poisoned: Path, clean: Path, tiny_model: str, tmp_path: Path
 ) -> None:
     fault = Fault(DECODE, action, nth=0, is_once=False, poison=POISON)
-    given = arguments(poisoned, tmp_path / "db", tiny_model, f"pool.stall_timeout_s={STALL_S}")
+    given = arguments(poisoned, tmp_path / "db", tiny_model, f"pool.stall_timeout_s={STALL_S}", "pool.max_attempts=1")
     with FaultyJob(given, tmp_path / "job", [fault]) as job:
         code = job.end(ENDS_WITHIN_S)
         assert job.events(action), job.process.log
@@ -107,11 +105,10 @@ def without_the_bad_one(folder: Path) -> Path:
     return write_products(folder / "catalog", GROUPS)
 
 
-@pytest.mark.xfail(strict=False, reason="a batch that does not fit into memory is not cut yet")
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(Fault(TOWERS, "out_of_memory"), id="once"),
+        pytest.param(Fault(TOWERS, "out_of_memory", over_rows=6), id="once"),  # a canary has fewer
         pytest.param(Fault(TOWERS, "out_of_memory", nth=0, is_once=False, over_rows=6), id="over six images"),
     ],
 )
@@ -124,7 +121,6 @@ def test_memory_that_runs_out_on_large_batches(fault: Fault, clean: Path, tiny_m
     assert_equal_tables(tmp_path / "db", clean)
 
 
-@pytest.mark.xfail(strict=False, reason="there is no pool.memory_per_actor_bytes yet")
 def test_memory_over_the_actors_limit_on_one_batch(clean: Path, tiny_model: str, tmp_path: Path) -> None:
     """The memory is really used; the limit has to end it. Smaller batches stay below."""
     fault = Fault(TOWERS, "use_memory", nth=0, is_once=False, over_rows=6)
@@ -139,19 +135,13 @@ def test_memory_over_the_actors_limit_on_one_batch(clean: Path, tiny_model: str,
 
 @pytest.mark.parametrize(
     "action",
-    [
-        "out_of_memory",
-        pytest.param(
-            "use_memory",
-            marks=pytest.mark.xfail(strict=False, reason="there is no pool.memory_per_actor_bytes yet"),
-        ),
-    ],
+    ["out_of_memory", "use_memory"],
 )
 def test_memory_that_runs_out_on_every_batch_ends_the_run(action: str, tiny_model: str, tmp_path: Path) -> None:
     sets = [f"pool.memory_per_actor_bytes={MEMORY_BYTES}"] if action == "use_memory" else []
     given = arguments(without_the_bad_one(tmp_path), tmp_path / "db", tiny_model, *sets)
     since = time.monotonic()
-    with FaultyJob(given, tmp_path / "job", [Fault(TOWERS, action, nth=0, is_once=False)]) as job:
+    with FaultyJob(given, tmp_path / "job", [Fault(FINISH, action, nth=0, is_once=False)]) as job:
         code = job.end(ENDS_WITHIN_S)
         told = job.process.last_line()
         assert job.events(action), job.process.log
