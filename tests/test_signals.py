@@ -18,9 +18,9 @@ from jobs.cli import run_job
 from pipeline.config import Config, load_config
 from pipeline.errors import RunInterrupted
 from pipeline.run.backfill import backfill
-from pipeline.run.pool import run_tasks
 from pipeline.run.signals import Stop
 from pipeline.run.staging import file_sha256
+from pipeline.run.tasks import run_tasks
 
 PARTITIONS, PRODUCTS, IMAGES = 8, 20, 4
 ENDS_WITHIN_S = 60  # a few seconds on a machine that has nothing else to do; a Ray that is starting starts first

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from pipeline.errors import RunError
 from pipeline.paths import resolve
 from pipeline.run.partition import PartitionResult
-from pipeline.run.pool import run_tasks
 from pipeline.run.reduce import (
     Reduction,
     Staged,
@@ -28,6 +27,7 @@ from pipeline.run.reduce import (
     write_table,
 )
 from pipeline.run.signals import Stop
+from pipeline.run.tasks import run_tasks
 from pipeline.store.commits import replace_all, replace_rows
 from pipeline.store.content import content_digest
 from pipeline.store.schemas import TABLES, images_schema, products_schema, rejects_schema

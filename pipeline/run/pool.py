@@ -1,4 +1,4 @@
-"""Ray actors that embed units of work, replaced when they die, and tasks for what needs no tower."""
+"""Ray actors that embed units of work, and are replaced when they die."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -259,7 +259,10 @@ class Pool:
         while not schedule.is_over and len(self._actors) < self._size.actors:
             self._launch()
         if self._starting() and not any(actor.info for actor in self._actors.values()):
-            self._check_start_time()
+            try:
+                self._check_start_time()
+            except ClusterError as error:
+                raise RunError(f"all workers are gone: {error}; what was staged is kept") from error
 
     def _launch(self) -> None:
         """Create an actor and begin to load its model."""
@@ -284,7 +287,8 @@ class Pool:
         """Take in the actors that have loaded their model.
 
         Raises:
-            ClusterError: an actor died while it started; of replacements, several in a row.
+            ClusterError: an actor died while it started.
+            RunError: several replacements in a row did.
             TwotowerError: what the actor says of the model.
         """
         starting = self._starting()
@@ -299,7 +303,8 @@ class Pool:
             except RayError as error:
                 self._failed_starts += 1
                 if is_first or self._failed_starts >= _MAX_FAILED_STARTS:
-                    raise ClusterError(f"an actor died while it loaded the model: {_death(error)}") from error
+                    kind = ClusterError if is_first else RunError
+                    raise kind(f"an actor died while it loaded the model: {_death(error)}") from error
                 del self._actors[number]
                 continue
             actor.start = None
@@ -327,42 +332,6 @@ class Pool:
         for actor in self._actors.values():
             ray.kill(actor.handle)
         self._actors.clear()
-
-
-def run_tasks(
-    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], *, stop: Stop, is_brief: bool = False
-) -> list[Any]:
-    """Run a function over argument tuples, as Ray tasks.
-
-    Args:
-        function: takes what a tuple holds.
-        arguments: one tuple a task.
-        stop: cancels the tasks when it is set.
-        is_brief: a single call takes a second or two; it is made here, where it costs no process.
-
-    Raises:
-        RunInterrupted: `stop` was set.
-    """
-    stop.check()
-    if not arguments:
-        return []
-    if is_brief and len(arguments) == 1:
-        return [function(*arguments[0])]
-    task = ray.remote(num_cpus=1, max_retries=2)(function)
-    waiting = [task.remote(*a) for a in arguments]
-    pending = waiting
-    while pending:
-        if stop.is_set:
-            for reference in pending:
-                ray.cancel(reference, force=True)
-            stop.check()
-        _, pending = ray.wait(pending, num_returns=len(pending), timeout=_POLL_S)
-    try:
-        return list(ray.get(waiting))
-    except RayTaskError as error:
-        raise cause(error) from error
-    except RayError as error:
-        raise RunError(f"a worker failed: {first_line(error)}") from error
 
 
 def _describe(unit: Unit) -> str:

@@ -44,7 +44,10 @@ POINTS = {
     "tags of the release": ("pipeline.store.releases:tag", 5),
     "ledger forgotten": ("pipeline.run.ledger:Ledger.forget", 1),
 }
-"""Name to the function and its call; each is tried with the kill before and after it."""
+"""Name to the function and its call."""
+
+MOMENTS = [(point, "after") for point in POINTS] + [("staged rename", "before"), ("release row", "before")]
+"""What is before one point is after another, but for the first."""
 
 RELEASED = ("release row after", "tags of the release", "ledger forgotten")
 """Where readers have the new release already."""
@@ -70,8 +73,7 @@ def resume(season: Season, db: Path, job: FaultyJob, reference: Path) -> None:
     assert 0 <= len(begun) - staged <= IN_FLIGHT, f"{len(begun)} partitions were begun, {staged} were kept"
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(("point", "when"), MOMENTS)
 def test_a_kill_at(point: str, when: str, season: Season, tmp_path: Path) -> None:
     db = season.copy(tmp_path)
     at, nth = POINTS[point]
