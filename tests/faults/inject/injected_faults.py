@@ -122,7 +122,7 @@ def _tell(fault: dict[str, Any], args: tuple[Any, ...]) -> None:
         "at": fault["at"],
         "when": fault["when"],
         "pid": os.getpid(),
-        "names": [arg.partition.name for arg in args if hasattr(arg, "staged_path")],
+        "names": [arg.partition.name for arg in args if type(arg).__name__ == "Work"],
         "peak_bytes": int(peak.split()[1]) * 1024,
         "time": time.time(),
     }
