@@ -106,6 +106,22 @@ def held(db: Database, run_id: str = "a", ttl_s: float = 60, **clocks) -> Lease:
     return lease
 
 
+def test_a_lease_that_could_not_be_given_back_is_free_for_this_process(tmp_path: Path) -> None:
+    """Its row says that it is held, by a process that lives: this one, which knows better."""
+    db = Database(str(tmp_path / "db"))
+    first = Lease(db, run_id="a", job="backfill")
+    first.acquire()
+    held = read_lease(db)
+    assert held is not None
+    first.release()
+    lease_module._swap(db, db.latest_version("lease"), held)
+    second = Lease(db, run_id="b", job="backfill")
+    second.acquire()
+    with pytest.raises(LeaseHeld):
+        Lease(db, run_id="c", job="backfill").acquire()
+    second.release()
+
+
 def test_a_lease_is_held_by_one_and_given_back(db: Database) -> None:
     assert read_lease(db) is None
     first = held(db, "first")

@@ -75,6 +75,16 @@ class Ledger:
             with suppress(FileNotFoundError):
                 filesystem.delete_file(path)
 
+    def tidy(self, names: Iterable[str]) -> None:
+        """Remove what a run that ends without its release has left of partitions that are not staged."""
+        recorded = {_digest(entry["name"]) for entry in self.entries()}
+        unfinished = {_digest(name) for name in names} - recorded
+        filesystem, _ = resolve(self.folder)
+        for path in self._files():
+            if path.rpartition("/")[2].partition(".")[0] in unfinished:
+                with suppress(FileNotFoundError):
+                    filesystem.delete_file(path)
+
     def sweep(self) -> None:
         """Remove what dead runs left and no entry names, once it is old enough to be nobody's; the lease is ours."""
         filesystem, path = resolve(self.folder)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from pipeline.catalog.partitions import Catalog, Partition
 from pipeline.catalog.products import RowPlan
 from pipeline.config import Config
+from pipeline.errors import TwotowerError
 from pipeline.run.cluster import PoolSize, size_pool
 from pipeline.run.embed import EmbedSettings, ReuseSource
 from pipeline.run.ledger import Ledger, work_key
@@ -84,17 +86,21 @@ def stage(
             max_attempts=config.pool.max_attempts,
             max_crashes=config.pool.max_crashes,
         )
-        with Pool(size, _settings(config, size), catalog, _reuse(run, fresh), config=config, stop=stop) as pool:
-            run.actors = pool.infos
-            for info in pool.infos:
-                log.info(
-                    "actor %d on %s: %s, GPUs %s", info.actor, info.node, info.device, ",".join(info.gpu_ids) or "none"
-                )
-            writer.begin()
-            try:
+        try:
+            with Pool(size, _settings(config, size), catalog, _reuse(run, fresh), config=config, stop=stop) as pool:
+                run.actors = pool.infos
+                for info in pool.infos:
+                    gpus = ",".join(info.gpu_ids) or "none"
+                    log.info("actor %d on %s: %s, GPUs %s", info.actor, info.node, info.device, gpus)
+                writer.begin()
                 pool.embed(schedule, work_for, on_done=on_done, on_condemned=on_condemned, on_progress=on_progress)
-            finally:
-                display.close()
+        except (TwotowerError, OSError):
+            if writer.lease.is_held:  # beside another run, its files of the same partition could be among them
+                with suppress(OSError):
+                    ledger.tidy(pending)
+            raise
+        finally:
+            display.close()
     run.progress = Progress()
     for result in results.values():
         for name, value in result.counts.items():

@@ -35,8 +35,16 @@ class Holder:
     @property
     def has_died(self) -> bool:
         """Whether the process is known to be gone: it ran on this very system, and runs no more."""
-        is_here = bool(self.system) and (self.host, self.system) == (socket.gethostname(), system_id())
-        return is_here and process_start(self.pid) != self.process_start
+        return self._is_here and process_start(self.pid) != self.process_start
+
+    @property
+    def is_this_process(self) -> bool:
+        """Whether this very process took it."""
+        return self._is_here and self.pid == os.getpid() and not self.has_died
+
+    @property
+    def _is_here(self) -> bool:
+        return bool(self.system) and (self.host, self.system) == (socket.gethostname(), system_id())
 
     def describe(self, at: datetime | None = None) -> str:
         """`backfill 3f2a on host X (pid 123) since 12 minutes, renewed 4 s ago`."""

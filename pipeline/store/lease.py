@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _TABLE = "lease"
 _KEPT_VERSIONS, _CLEAN_EVERY = 20, 50  # a reader holds a version for milliseconds
 _POLL_S = 1.0
+_HELD_HERE: set[str] = set()  # tokens of the leases that this process holds
 _FRESH_S = 1.0  # as long a confirmed lease is not asked for again
 
 
@@ -114,6 +115,8 @@ class Lease:
             if mine is not None and not self._lost:
                 with contextlib.suppress(OSError, RuntimeError, ValueError):  # then it expires, or our end is seen
                     _swap(self._db, self._version, replace(mine, is_released=True))
+            if mine is not None:
+                _HELD_HERE.discard(mine.token)
 
     def __enter__(self) -> Lease:
         return self
@@ -146,13 +149,17 @@ class Lease:
     def _is_free(self, holder: Holder, unchanged_s: float) -> bool:
         """Whether the lease may be taken over from its last holder."""
         expired_s = self._clock() - holder.renewed_at.timestamp() - holder.ttl_s
-        return holder.is_released or holder.has_died or expired_s > 0 or unchanged_s > holder.ttl_s
+        # One of this very process that could not be given back, as its row could not be written, is held by nobody.
+        is_left = holder.is_this_process and holder.token not in _HELD_HERE
+        return holder.is_released or holder.has_died or is_left or expired_s > 0 or unchanged_s > holder.ttl_s
 
     def _take(self, version: int, before: Holder | None) -> bool:
         now = self._now()
         mine = Holder(uuid.uuid4().hex, self._run_id, self._job, *this_process(), now, now, self._ttl_s)
         moment = self._moment()
+        _HELD_HERE.add(mine.token)
         if not _swap(self._db, version, mine):
+            _HELD_HERE.discard(mine.token)
             return False
         if before is not None and not before.is_released:
             log.warning("the lease was taken over from %s", before.describe(now))
