@@ -231,15 +231,23 @@ def _write_images(
     """The task of some staged files: their images as fragments, and their rejects."""
     places = [_ordinals_of(source, ordinal_paths) if not how.has_ordinals else None for source in sources]
     count = 0
+    unreadable: list[RunError] = []
 
     def batches() -> Any:
         nonlocal count
-        for source, ordinals in zip(sources, places, strict=True):
-            for batch in image_rows(source, how.dim, ordinals):
-                count += batch.num_rows
-                yield batch
+        try:
+            for source, ordinals in zip(sources, places, strict=True):
+                for batch in image_rows(source, how.dim, ordinals):
+                    count += batch.num_rows
+                    yield batch
+        except RunError as error:
+            unreadable.append(error)
+            raise
 
-    fragments = write_rows(db, "images", images_schema(how.dim), batches(), is_whole=is_whole)
+    try:
+        fragments = write_rows(db, "images", images_schema(how.dim), batches(), is_whole=is_whole)
+    except (OSError, RuntimeError) as error:  # Lance wraps what its source raises into words of its own
+        raise (unreadable[0] if unreadable else error) from None
     rejects = [reject_rows(source, ordinals, run_id) for source, ordinals in zip(sources, places, strict=True)]
     return fragments, count, pa.concat_tables(rejects)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pipeline.errors import RunError
 from pipeline.paths import is_uri, resolve
 from pipeline.records import Product, Rejected
 
@@ -162,12 +163,21 @@ def write_atomically(path: str, data: bytes) -> None:
 
 
 def read_staged(path: str, columns: Sequence[str], *, batch_rows: int = 4096) -> Iterator[pa.RecordBatch]:
-    """Stream some columns of a staged file."""
+    """Stream some columns of a staged file, each page compared with its checksum.
+
+    Raises:
+        RunError: the file is gone or damaged.
+    """
     filesystem, inside = resolve(path)
-    with filesystem.open_input_file(inside) as source:
-        yield from pq.ParquetFile(source, page_checksum_verification=True).iter_batches(
-            batch_size=batch_rows, columns=list(columns)
-        )
+    try:
+        with filesystem.open_input_file(inside) as source:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(
+            f"the staged file {path} cannot be read as it was written ({str(error).splitlines()[0]}); nothing was "
+            "released: run the same command again, and its partition is embedded again"
+        ) from error
 
 
 def file_sha256(path: str) -> str:
