@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.cli import JobParser, add_log_level, run_job, start_log
+from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
         "2 wrong arguments, config, model, catalog or cluster, and nothing was written",
     )
     add_run_arguments(result)
-    result.add_argument("--limit", type=_positive, metavar="N", help="only the first N products, for a trial run")
+    result.add_argument("--limit", type=positive, metavar="N", help="only the first N products, for a trial run")
     result.add_argument("--fresh", action="store_true", help="embed every input again, though its vector is known")
     return result
 
@@ -79,14 +79,8 @@ def summary(result: Mapping[str, Any]) -> str:
     if result["released"]:
         lines.append(f"release    {result['release']} in {result['db']}")
     else:
-        lines.append(f"release    {result['release']} stays: nothing changed")
+        lines.append(f"release    {result['release'] or 'none, as before'}: nothing changed")
     return "\n".join(lines)
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1, not {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

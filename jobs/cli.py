@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from pipeline.errors import ConfigError, MissingExtra, RunInterrupted, TwotowerError
+from pipeline.errors import ConfigError, MissingExtra, RunError, RunInterrupted, TwotowerError
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -34,6 +34,13 @@ class JobParser(argparse.ArgumentParser):
 def add_log_level(parser: argparse.ArgumentParser) -> None:
     """The `--log-level` of every job."""
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="how much is told on standard error")
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number from 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1, not {text!r}")
+    return int(text)
 
 
 class _StandardError(logging.StreamHandler[Any]):
@@ -85,6 +92,9 @@ def run_job(job: Callable[[], Mapping[str, Any] | None], *, as_json: bool = Fals
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away, as `| head` does; there is no one left to tell
         return 1
+    except OSError as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        return fail(RunError(f"a file, folder or store cannot be reached: {said}"), as_json=as_json)
     code = int(result.pop("exit_code", 0))
     if as_json:
         print(json.dumps(result, default=str), flush=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.backfill import add_run_arguments, summary
-from jobs.cli import JobParser, add_log_level, run_job, start_log
+from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
 
 _COLUMNS = ("product_id", "input", "reason", "detail", "partition", "row", "sha256", "run_id", "attempts")
 
@@ -26,11 +26,13 @@ def parser() -> argparse.ArgumentParser:
     ):
         action = actions.add_parser(name, help=text, description=text)
         action.add_argument("--db", required=True, help="folder or object-store prefix of the LanceDB tables")
-        action.add_argument("--release", type=int, metavar="N", help="as of an older release; by default the newest")
+        action.add_argument(
+            "--release", type=positive, metavar="N", help="as of an older release; by default the newest"
+        )
         if name == "show":
             action.add_argument("--reason", help="only those of one reason")
             action.add_argument("--product", metavar="ID", help="only those of one product")
-            action.add_argument("--last", type=int, default=50, metavar="N", help="how many to show at most")
+            action.add_argument("--last", type=positive, default=50, metavar="N", help="how many to show at most")
         action.add_argument("--json", action="store_true", help="print one JSON object")
         add_log_level(action)
     text = "read the rejected inputs again from the repaired catalog, embed what is good now, and release it"
@@ -136,7 +138,7 @@ def describe_rows(result: Mapping[str, Any]) -> str:
         lines.append(f"    row {row['row']} of {row['partition']}, run {row['run_id']}, attempt {row['attempts']}")
     if result["total"] > len(result["rejects"]):
         lines.append(f"... and {result['total'] - len(result['rejects']):,} more; see --last, --reason and --product")
-    return "\n".join(lines) or "nothing is rejected"
+    return "\n".join(lines) or f"nothing of that kind is rejected in release {result['release']}"
 
 
 if __name__ == "__main__":

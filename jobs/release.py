@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         help="verify these versions of the tables and publish them, with what the newest release says of the model",
     )  # fmt: skip
     publish.add_argument(
-        "--min-recall", type=_number, default=0.99, metavar="R", help="floor of recall@10, as release.min_recall"
+        "--min-recall", type=_share, default=0.99, metavar="R", help="floor of recall@10, as release.min_recall"
     )
     back = actions.add_parser("rollback", parents=[writer], help="publish again what an older release held")
     back.add_argument("--to", type=_whole, metavar="N", help="the release before the present one if not given")
@@ -266,8 +267,15 @@ def _number(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not value >= 0:
+    if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"takes a number from 0, not {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"takes a number from 0 to 1, not {text!r}")
     return value
 
 

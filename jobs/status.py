@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import JobParser, add_log_level, run_job, start_log
+from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--db", required=True, help="folder or object-store prefix of the LanceDB tables")
     result.add_argument("--staging", default="", help="where the run stages, if staging.path was set")
-    result.add_argument("--last", type=int, default=5, metavar="N", help="how many releases and runs to show")
+    result.add_argument("--last", type=positive, default=5, metavar="N", help="how many releases and runs to show")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     add_log_level(result)
     return result

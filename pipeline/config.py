@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -320,7 +321,7 @@ def _checked(value: object, hint: Any, metadata: Mapping[str, Any], name: str) -
         raise ConfigError(f"{name} is one of {', '.join(choices)}; got {value!r}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high = metadata.get("min"), metadata.get("max")
-        if value != value or (low is not None and value < low) or (high is not None and value > high):
+        if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
             span = f"from {low}" if high is None else f"from {low} to {high}"
             raise ConfigError(f"{name} takes a number {span}; got {value!r}")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 
@@ -21,10 +22,13 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a path or URI, and the path on it (absolute for a local one).
 
     Raises:
-        pa.ArrowInvalid, OSError: the URI's filesystem is unknown or cannot be reached.
+        OSError: the URI's filesystem is unknown or cannot be reached.
     """
     if is_uri(path):
-        filesystem, inside = pafs.FileSystem.from_uri(path)
+        try:
+            filesystem, inside = pafs.FileSystem.from_uri(path)
+        except pa.ArrowInvalid as error:
+            raise OSError(f"{path}: {error}") from error
         return filesystem, inside
     return pafs.LocalFileSystem(), absolute(path)
 

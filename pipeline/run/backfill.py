@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.catalog.partitions import open_catalog
 from pipeline.config import Config
-from pipeline.errors import RunError, RunInterrupted, TwotowerError, UsageError
+from pipeline.errors import ConfigError, RunError, RunInterrupted, TwotowerError, UsageError
 from pipeline.model import describe_model
 from pipeline.run.checks import check_cluster, settle_paths
 from pipeline.run.cluster import connected, first_line
@@ -61,6 +61,10 @@ def backfill(
     with Writer(db, config.lease, run_id=run.run_id, job=job, stop=stop) as writer:
         writer.look()
         run.base = newest_release(db)
+        if replay and run.base is None:
+            raise ConfigError(
+                f"nothing is released in {config.db}, so nothing was rejected there that could be replayed"
+            )
         moment = time.monotonic()
         plan = plan_rows(catalog, limit=limit, only=rejected_rows(db, run.base) if replay else None)
         how = Reduction(card.dim, catalog.carried, config.average.text_weight, catalog.has_ordinals)

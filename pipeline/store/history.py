@@ -16,6 +16,7 @@ from pipeline.store.releases import Release, get_release, list_releases, now, pu
 from pipeline.store.schemas import TABLES
 from pipeline.store.tables import Database
 
+_MOST_DAYS = 100_000  # before that there are no dates
 _KEPT_VERSIONS = 20  # of tables that a reader looks at for milliseconds
 
 
@@ -91,10 +92,12 @@ def prune(db: Database, keep: int, younger_than_days: float, *, dry_run: bool = 
         dry_run: only tell which would go.
 
     Raises:
-        QueryError: `keep` is under 1.
+        QueryError: `keep` is under 1, or the days cannot be counted back.
     """
     if keep < 1:
         raise QueryError(f"--keep {keep}: the newest release always stays; give 1 or more")
+    if not 0 <= younger_than_days <= _MOST_DAYS:
+        raise QueryError(f"--younger-than-days takes a number from 0 to {_MOST_DAYS:,}; got {younger_than_days:g}")
     releases = list_releases(db)
     youngest = now() - timedelta(days=younger_than_days)
     old = [release.release for release in releases[:-keep] if release.created_at < youngest]

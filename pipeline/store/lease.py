@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import threading
 import time
 import uuid
@@ -277,4 +278,5 @@ def _swap(db: Database, version: int, holder: Holder) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return re.sub(r",? /\S+\.rs:[\d:]+", "", said)  # where in Lance's source it was raised helps nobody here

@@ -190,9 +190,7 @@ def test_a_catalog_file_that_is_cut_short(
 @pytest.mark.parametrize(
     "rows",
     [
-        pytest.param(slice(0, 30), id="fewer rows"),
         pytest.param(slice(None, None, -1), id="another order"),
-        pytest.param("doubled", id="ids of another file"),
         pytest.param("more", id="more row groups"),
     ],
 )
@@ -203,13 +201,7 @@ def test_a_catalog_file_that_is_rewritten(
     catalog, db, given = moving
     files = sorted(catalog.rglob("*.parquet"))
     found = pq.read_table(files[3])
-    if rows == "doubled":
-        other = pq.read_table(files[2])
-        new = other.slice(0, 20)
-    elif rows == "more":
-        new = found
-    else:
-        new = found.take(list(range(found.num_rows))[rows])  # type: ignore[index]
+    new = found if isinstance(rows, str) else found.take(list(range(found.num_rows))[rows])
 
     def rewrite() -> None:
         pq.write_table(new, files[3], row_group_size=10 if rows == "more" else 100)
@@ -244,12 +236,6 @@ def flip(path: Path, at: float = 0.5) -> None:
     path.write_bytes(data)
 
 
-def without_counts(path: Path) -> None:
-    entry = json.loads(path.read_text())
-    del entry["entry"]["counts"]
-    path.write_text(json.dumps(entry))
-
-
 def one_more(path: Path) -> None:
     entry = json.loads(path.read_text())
     entry["entry"]["counts"]["embedded"] += 1
@@ -262,12 +248,8 @@ def staged_file(path: Path) -> Path:
 
 ROT: dict[str, Any] = {
     "a flipped bit in a staged file": lambda entry: flip(staged_file(entry)),
-    "a staged file cut short": lambda entry: staged_file(entry).write_bytes(staged_file(entry).read_bytes()[:-100]),
     "a lost staged file": lambda entry: staged_file(entry).unlink(),
     "an entry cut short": lambda entry: entry.write_bytes(entry.read_bytes()[:-20]),
-    "an entry of zeros": lambda entry: entry.write_bytes(bytes(500)),
-    "an entry that is a list": lambda entry: entry.write_text("[]"),
-    "an entry with a field less": without_counts,
     "an entry with another count": one_more,
 }
 
@@ -280,7 +262,7 @@ def test_what_rotted_is_embedded_again(rot: str, staged: Path, season: Season) -
     assert_done(staged, season.after)
 
 
-@pytest.mark.parametrize("at", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("at", [0.3, 0.7])
 def test_a_staged_file_that_rots_after_it_was_checked(
     at: float, season: Season, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,7 @@ def test_a_kill_in_the_first_load(point: str, season: Season, tmp_path: Path) ->
     assert_done(db, season.before)
 
 
-@pytest.mark.parametrize("point", ["staged rename", "release row"])
+@pytest.mark.parametrize("point", ["staged rename"])
 def test_a_kill_leaves_nothing_running(point: str, season: Season, tmp_path: Path) -> None:
     at, nth = POINTS[point]
     with FaultyJob(season.arguments(season.copy(tmp_path)), tmp_path / "job", [Fault(at, nth=nth)]) as job:
