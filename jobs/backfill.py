@@ -79,7 +79,7 @@ def summary(result: Mapping[str, Any]) -> str:
     if result["released"]:
         lines.append(f"release    {result['release']} in {result['db']}")
     else:
-        lines.append(f"release    {result['release'] or 'none, as before'}: nothing changed")
+        lines.append(f"release    {result['release']} stays: nothing changed")
     return "\n".join(lines)
 
 
