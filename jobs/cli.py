@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from pipeline.errors import ConfigError, MissingExtra, RunError, RunInterrupted, TwotowerError
+from pipeline.errors import ConfigError, MissingExtra, RunError, RunInterrupted, TwotowerError, first_line
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -93,8 +93,7 @@ def run_job(job: Callable[[], Mapping[str, Any] | None], *, as_json: bool = Fals
         sys.stderr.close()  # the reader of our output went away, as `| head` does; there is no one left to tell
         return 1
     except OSError as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        return fail(RunError(f"a file, folder or store cannot be reached: {said}"), as_json=as_json)
+        return fail(RunError(f"a file, folder or store cannot be reached: {first_line(error)}"), as_json=as_json)
     code = int(result.pop("exit_code", 0))
     if as_json:
         print(json.dumps(result, default=str), flush=True)

@@ -8,10 +8,9 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import JobParser, add_log_level, run_job, start_log
+from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
 
 if TYPE_CHECKING:
     from pipeline.store.releases import Release
@@ -37,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     actions.add_parser("list", parents=[shared], help="all releases, newest first")
     show = actions.add_parser("show", parents=[shared], help="everything that is known of a release")
-    show.add_argument("number", nargs="?", type=_whole, metavar="N", help="the newest if not given")
+    show.add_argument("number", nargs="?", type=positive, metavar="N", help="the newest if not given")
     publish = actions.add_parser(
         "publish", parents=[writer], help="put the tables right after a run that died; or release versions of them"
     )
@@ -49,9 +48,9 @@ def parser() -> argparse.ArgumentParser:
         "--min-recall", type=_share, default=0.99, metavar="R", help="floor of recall@10, as release.min_recall"
     )
     back = actions.add_parser("rollback", parents=[writer], help="publish again what an older release held")
-    back.add_argument("--to", type=_whole, metavar="N", help="the release before the present one if not given")
+    back.add_argument("--to", type=positive, metavar="N", help="the release before the present one if not given")
     prune = actions.add_parser("prune", parents=[writer], help="delete old releases and the files that only they used")
-    prune.add_argument("--keep", type=_whole, required=True, metavar="N", help="the newest N stay")
+    prune.add_argument("--keep", type=positive, required=True, metavar="N", help="the newest N stay")
     prune.add_argument(
         "--younger-than-days", type=_number, required=True, metavar="D", help="releases of the last D days stay too"
     )
@@ -65,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_log(arguments.log_level)
 
     def job() -> Mapping[str, Any]:
-        result, lines = _ACTIONS[arguments.action](_open(arguments.db), arguments)
+        from pipeline.store.tables import open_database
+
+        result, lines = _ACTIONS[arguments.action](open_database(arguments.db), arguments)
         if not arguments.json:
             print("\n".join(lines))
         return result
@@ -162,21 +163,10 @@ def prune(db: Database, arguments: argparse.Namespace) -> tuple[dict[str, Any], 
 _ACTIONS = {"list": list_, "show": show, "publish": publish, "rollback": rollback, "prune": prune}
 
 
-def _open(path: str) -> Database:
-    from pipeline.errors import CatalogError
-    from pipeline.paths import absolute, exists
-    from pipeline.store.tables import Database
-
-    db = Database(absolute(path))
-    if not exists(db.uri) or Path(db.uri).is_file():
-        raise CatalogError(f"there is no database at {path}")
-    return db
-
-
 @contextmanager
 def _lease(db: Database, arguments: argparse.Namespace, job: str) -> Iterator[tuple[str, Any]]:
     """The writer's lease, while a job changes the database: the run's id, and what checks that the lease is held."""
-    from pipeline.errors import RunError
+    from pipeline.errors import RunError, first_line
     from pipeline.store.lease import Lease
 
     run_id = uuid.uuid4().hex[:12]
@@ -185,8 +175,9 @@ def _lease(db: Database, arguments: argparse.Namespace, job: str) -> Iterator[tu
         try:
             yield run_id, lease.check
         except (OSError, RuntimeError, ValueError) as error:  # what Lance raises
-            told = str(error).partition("\n")[0]
-            raise RunError(f"{db.uri} could not be read or written: {told}; see the release with `show`") from error
+            raise RunError(
+                f"{db.uri} could not be read or written: {first_line(error)}; see the release with `show`"
+            ) from error
 
 
 def _published(db: Database, release: Release) -> tuple[dict[str, Any], list[str]]:
@@ -252,14 +243,8 @@ def _versions(text: str) -> dict[str, int]:
         table, equals, number = part.strip().partition("=")
         if table not in ("products", "images", "rejects") or not equals or table in found:
             raise argparse.ArgumentTypeError(f"takes products=7,images=5,rejects=3, some or all of them, not {text!r}")
-        found[table] = _whole(number)
+        found[table] = positive(number)
     return found
-
-
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1, not {text!r}")
-    return int(text)
 
 
 def _number(text: str) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
@@ -45,16 +44,13 @@ def read_status(db: str, staging: str = "", *, last: int = 5) -> dict[str, Any]:
     Raises:
         CatalogError: there is no database and nothing staged.
     """
-    from pipeline.errors import CatalogError
-    from pipeline.paths import absolute, exists
+    from pipeline.paths import absolute
     from pipeline.run.ledger import Ledger
     from pipeline.store.lease import read_lease
     from pipeline.store.releases import list_releases
-    from pipeline.store.tables import Database
+    from pipeline.store.tables import open_database
 
-    database = Database(absolute(db))
-    if not exists(database.uri) or Path(database.uri).is_file():
-        raise CatalogError(f"there is no database at {db}")
+    database = open_database(db)
     releases = list_releases(database)
     entries = Ledger(absolute(staging) or f"{database.uri}/_staging").entries()
     rejects: Counter[str] = Counter()

@@ -22,6 +22,23 @@ them between processes.
 
 from __future__ import annotations
 
+import re
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing, for a sentence of ours.
+
+    Where in Lance's own source it was raised helps nobody, and is left out.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r",? /\S+\.rs:[\d:]+", "", lines[0])
+
+
+def described(error: BaseException) -> str:
+    """An error's type and the first line of what it says."""
+    said = first_line(error)
+    return said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
+
 
 class TwotowerError(Exception):
     """Base of all errors raised on purpose; `str(error)` is a sentence for people."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from pipeline.catalog.partitions import open_catalog
 from pipeline.config import Config
-from pipeline.errors import ConfigError, RunError, RunInterrupted, TwotowerError, UsageError
+from pipeline.errors import ConfigError, RunError, RunInterrupted, TwotowerError, UsageError, described
 from pipeline.model import describe_model
 from pipeline.run.checks import check_cluster, settle_paths
-from pipeline.run.cluster import connected, first_line
+from pipeline.run.cluster import connected
 from pipeline.run.ledger import Ledger
 from pipeline.run.load import load
 from pipeline.run.plan import plan_rows, rejected_rows
@@ -114,7 +114,7 @@ def recorded(db: Database, run: Run) -> Iterator[None]:
             yield
         except OSError as error:
             raise RunError(
-                f"the run cannot go on: {first_line(error)}; readers keep the release that they have, and what was "
+                f"the run cannot go on: {described(error)}; readers keep the release that they have, and what was "
                 "staged is kept: repair that, and run the same command again"
             ) from error
     except UsageError:

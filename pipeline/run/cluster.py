@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Config
-from pipeline.errors import ClusterError, RunError, TwotowerError
+from pipeline.errors import ClusterError, RunError, TwotowerError, described, first_line
 from pipeline.paths import exists
 from pipeline.run.embed import has_cuda
 from pipeline.run.signals import Stop
@@ -116,7 +116,7 @@ def _init(config: Config, address: str) -> None:
     except ClusterError:
         raise
     except Exception as error:  # a bare Exception too: Ray raises it where its processes do not come up in time
-        reason = first_line(error).partition(": ")[2].rstrip(".")
+        reason = first_line(error).rstrip(".")
         if address == "local":
             raise ClusterError(f"cannot start a local Ray: {reason}") from error
         raise ClusterError(
@@ -221,9 +221,9 @@ def check_nodes(paths: Sequence[str], stop: Stop) -> None:
         try:
             missing = ray.get(answer)
         except RayTaskError as error:
-            raise ClusterError(f"node {node_address} cannot run this project: {first_line(error.cause)}") from error
+            raise ClusterError(f"node {node_address} cannot run this project: {described(error.cause)}") from error
         except RayError as error:
-            raise ClusterError(f"node {node_address} cannot run this project: {first_line(error)}") from error
+            raise ClusterError(f"node {node_address} cannot run this project: {described(error)}") from error
         if missing:
             raise ClusterError(
                 f"node {node_address} cannot read {missing[0]}; use an object store or a folder that all nodes share"
@@ -266,9 +266,4 @@ def _unreadable(paths: Sequence[str]) -> list[str]:
 def cause(error: RayTaskError) -> BaseException:
     """The error as it was raised in the other process, if it was raised on purpose; else a sentence about it."""
     cause = error.cause
-    return cause if isinstance(cause, TwotowerError) else RunError(f"a worker failed: {first_line(cause)}")
-
-
-def first_line(error: BaseException) -> str:
-    """An error's type and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    return cause if isinstance(cause, TwotowerError) else RunError(f"a worker failed: {described(cause)}")

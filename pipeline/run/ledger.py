@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -68,22 +68,12 @@ class Ledger:
 
         The entries go first: one without its files would only be found wanting, but files alone are never looked at.
         """
-        prefixes = {_digest(name) for name in names}
-        files = [path for path in self._files() if path.rpartition("/")[2].partition(".")[0] in prefixes]
-        filesystem, _ = resolve(self.folder)
-        for path in sorted(files, key=lambda path: not path.endswith(".json")):
-            with suppress(FileNotFoundError):
-                filesystem.delete_file(path)
+        self._remove({_digest(name) for name in names})
 
     def tidy(self, names: Iterable[str]) -> None:
         """Remove what a run that ends without its release has left of partitions that are not staged."""
         recorded = {_digest(entry["name"]) for entry in self.entries()}
-        unfinished = {_digest(name) for name in names} - recorded
-        filesystem, _ = resolve(self.folder)
-        for path in self._files():
-            if path.rpartition("/")[2].partition(".")[0] in unfinished:
-                with suppress(FileNotFoundError):
-                    filesystem.delete_file(path)
+        self._remove({_digest(name) for name in names} - recorded)
 
     def sweep(self) -> None:
         """Remove what dead runs left and no entry names, once it is old enough to be nobody's; the lease is ours."""
@@ -93,6 +83,14 @@ class Ledger:
             is_named = info.base_name in named or info.path.endswith(".json")
             if info.type == pafs.FileType.File and not is_named and time.time() - info.mtime.timestamp() > _KEPT_S:
                 filesystem.delete_file(info.path)
+
+    def _remove(self, digests: Set[str]) -> None:
+        """Remove all files of partitions, the entries first; what is already gone is fine."""
+        filesystem, _ = resolve(self.folder)
+        files = [path for path in self._files() if path.rpartition("/")[2].partition(".")[0] in digests]
+        for path in sorted(files, key=lambda path: not path.endswith(".json")):
+            with suppress(FileNotFoundError):
+                filesystem.delete_file(path)
 
     def _find(self, name: str, key: str) -> PartitionResult | None:
         filesystem, path = resolve(f"{self._path(name)}.json")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,20 +52,11 @@ class Work:
 
 def joined(parts: Sequence[PartitionResult]) -> PartitionResult:
     """Parts of one partition as one result."""
-
-    def total(values: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-        result: Counter[str] = Counter()
-        for value in values:
-            result.update(value)
-        return dict(result)
-
-    return PartitionResult(
-        parts[0].name,
-        tuple(file for part in parts for file in part.files),
-        total(part.counts for part in parts),
-        total(part.seconds for part in parts),
-        sum(part.wall_s for part in parts),
-    )
+    total = Progress()
+    for part in parts:
+        total.add(part.counts, part.seconds)
+    files = tuple(file for part in parts for file in part.files)
+    return PartitionResult(parts[0].name, files, total.counts(), total.seconds, sum(part.wall_s for part in parts))
 
 
 def stage_partition(embedder: Embedder, catalog: Catalog, work: Work) -> PartitionResult:

@@ -37,6 +37,10 @@ class Plan:
     pending: frozenset[str]
     total_rows: int
 
+    def rows_of(self, name: str) -> RowPlan:
+        """What is known of a partition's rows."""
+        return self.rows.get(name, RowPlan())
+
 
 @dataclass
 class _Columns:

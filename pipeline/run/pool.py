@@ -15,8 +15,8 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from pipeline.catalog.partitions import Catalog
 from pipeline.config import Config
-from pipeline.errors import ClusterError, RunError
-from pipeline.run.cluster import PoolSize, cause, first_line, too_few
+from pipeline.errors import ClusterError, RunError, described
+from pipeline.run.cluster import PoolSize, cause, too_few
 from pipeline.run.embed import EmbedSettings, ReuseSource
 from pipeline.run.memory import is_out_of_memory
 from pipeline.run.partition import PartitionResult, Work
@@ -37,8 +37,8 @@ class _Actor:
     """An actor and what it was given, the running unit first.
 
     Attributes:
-        start: the reference of its start, until it has answered.
-        info: what it answered.
+        start: the reference of its start.
+        info: what it answered; None until then.
         told: its counts as it last told them.
         moved_at: when they, or the running unit, were last seen to change, by the monotonic clock.
     """
@@ -161,7 +161,7 @@ class Pool:
         asked = {actor.question: actor for actor in self._actors.values() if actor.question is not None}
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], [])
         total = Progress()
-        _add(total, self._gone)
+        total.add(self._gone.counts(), self._gone.seconds)
         for answer in ready:
             actor = asked[answer]
             actor.question = None
@@ -170,7 +170,7 @@ class Pool:
                 if told != actor.told:
                     actor.told, actor.moved_at = told, time.monotonic()
         for actor in self._actors.values():
-            _add(total, actor.told)
+            total.add(actor.told.counts(), actor.told.seconds)
         return total
 
     def _hand_out(self, schedule: Schedule, work_for: Callable[[Unit], Work]) -> None:
@@ -208,8 +208,8 @@ class Pool:
             if not is_out_of_memory(error.cause):
                 raise cause(error) from error
             actor.queue.popleft()
-            log.warning("memory ran out over %s: %s", _describe(unit), first_line(error.cause))
-            schedule.run_out_of_memory(unit, first_line(error.cause))
+            log.warning("memory ran out over %s: %s", _describe(unit), described(error.cause))
+            schedule.run_out_of_memory(unit, described(error.cause))
         except RayError as error:
             self._lose(number, schedule, error)
         else:
@@ -219,7 +219,8 @@ class Pool:
 
     def _lose(self, number: int, schedule: Schedule, error: RayError) -> None:
         """An actor is gone: its running unit is charged only where it was the worker that died, and not its node."""
-        unit, detail = self._actors[number].queue[0][1], _death(error)
+        actor, detail = self._actors[number], _death(error)
+        unit = actor.queue[0][1]
         log.warning("actor %d is lost over %s: %s", number, _describe(unit), detail)
         self._drop(number, schedule)
         if isinstance(error, RayActorError) and is_out_of_memory(str(error)):
@@ -228,7 +229,7 @@ class Pool:
             isinstance(error, ActorUnavailableError)
             or not isinstance(error, RayActorError)
             or "node has died" in str(error)
-            or not _is_alive(self._node_of(number))
+            or not _is_alive(actor.info)
         ):
             schedule.lose(unit, detail)
         else:
@@ -252,7 +253,7 @@ class Pool:
             ray.kill(actor.handle)
         for _, waiting in reversed(list(actor.queue)[1:]):
             schedule.give_back(waiting)
-        _add(self._gone, actor.told)
+        self._gone.add(actor.told.counts(), actor.told.seconds)
 
     def _replace(self, schedule: Schedule) -> None:
         """Start actors in the place of lost ones; the others go on meanwhile."""
@@ -281,7 +282,7 @@ class Pool:
         self._count += 1
 
     def _starting(self) -> list[Any]:
-        return [actor.start for actor in self._actors.values() if actor.start is not None]
+        return [actor.start for actor in self._actors.values() if actor.info is None]
 
     def _welcome(self, *, is_first: bool = False) -> None:
         """Take in the actors that have loaded their model.
@@ -307,7 +308,6 @@ class Pool:
                     raise kind(f"an actor died while it loaded the model: {_death(error)}") from error
                 del self._actors[number]
                 continue
-            actor.start = None
             self._failed_starts = 0
             self.infos.append(actor.info)
 
@@ -325,9 +325,6 @@ class Pool:
                 f"{self._size.actors} actors were ready after pool.start_timeout_s = {limit:g} seconds"
             )
 
-    def _node_of(self, number: int) -> str | None:
-        return next((info.node_id for info in self.infos if info.actor == number), None)
-
     def _kill_all(self) -> None:
         for actor in self._actors.values():
             ray.kill(actor.handle)
@@ -341,18 +338,10 @@ def _describe(unit: Unit) -> str:
 def _death(error: RayError) -> str:
     """What Ray knows of an actor's end, in one sentence, without its guesses at the cause."""
     lines = [line.strip() for line in str(error).splitlines() if "has died" in line or "exit" in line.lower()]
-    told = lines[0] if lines else first_line(error)
+    told = lines[0] if lines else described(error)
     return " ".join(told.partition(" There are some potential root causes")[0].split())[:300]
 
 
-def _is_alive(node_id: str | None) -> bool:
-    """Whether the cluster still counts the node among its own."""
-    return node_id is None or any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
-
-
-def _add(total: Progress, part: Progress | None) -> None:
-    if part is not None:
-        for name, value in part.counts().items():
-            setattr(total, name, getattr(total, name) + value)
-        for stage, seconds in part.seconds.items():
-            total.seconds[stage] += seconds
+def _is_alive(info: ActorInfo | None) -> bool:
+    """Whether the cluster still counts the actor's node among its own."""
+    return info is None or any(node["NodeID"] == info.node_id and node["Alive"] for node in ray.nodes())

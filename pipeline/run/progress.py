@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -49,6 +49,13 @@ class Progress:
         finally:
             with _TIMING:
                 self.seconds[stage] += time.perf_counter() - start
+
+    def add(self, counts: Mapping[str, int], seconds: Mapping[str, float]) -> None:
+        """Add the counts and stage seconds of a part."""
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
+        for stage, spent in seconds.items():
+            self.seconds[stage] += spent
 
     def counts(self) -> dict[str, int]:
         """The counts alone."""

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, ReleaseRefused, RunError
-from pipeline.run.cluster import first_line
+from pipeline.errors import ConfigError, ReleaseRefused, RunError, described
 from pipeline.run.load import commit
 from pipeline.run.partition import PartitionResult
 from pipeline.run.plan import Plan
@@ -181,7 +180,7 @@ def _writing() -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         raise RunError(
-            f"the tables could not be written ({first_line(error)}); readers keep the release that they have, and what "
+            f"the tables could not be written ({described(error)}); readers keep the release that they have, and what "
             "was staged is kept: see that no other run writes this database, and run the same command again"
         ) from error
 

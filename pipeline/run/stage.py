@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.catalog.partitions import Catalog, Partition
-from pipeline.catalog.products import RowPlan
 from pipeline.config import Config
 from pipeline.errors import TwotowerError
 from pipeline.run.cluster import PoolSize, size_pool
@@ -54,12 +53,12 @@ def stage(
     pending = {name: partition for name, partition in partitions.items() if name not in results}
     if pending:
         parts: dict[str, list[PartitionResult]] = defaultdict(list)
-        rows = sum(p.rows - len(plan.rows.get(p.name, RowPlan()).skipped) for p in pending.values())
+        rows = sum(p.rows - len(plan.rows_of(p.name).skipped) for p in pending.values())
         display = ProgressDisplay(len(pending), rows)
 
         def work_for(unit: Unit) -> Work:
-            row_plan = plan.rows.get(unit.partition, RowPlan())
-            return Work(partitions[unit.partition], row_plan, unit, ledger.staged_path(unit.partition))
+            name = unit.partition
+            return Work(partitions[name], plan.rows_of(name), unit, ledger.staged_path(name))
 
         def on_done(unit: Unit, result: PartitionResult, is_complete: bool) -> None:
             name = unit.partition
@@ -103,16 +102,13 @@ def stage(
             display.close()
     run.progress = Progress()
     for result in results.values():
-        for name, value in result.counts.items():
-            setattr(run.progress, name, getattr(run.progress, name) + value)
-        for stage, seconds in result.seconds.items():
-            run.progress.seconds[stage] += seconds
+        run.progress.add(result.counts, result.seconds)
     return results
 
 
 def _facts(run: Run, catalog: Catalog, partition: Partition, plan: Plan, fresh: bool) -> dict[str, Any]:
     """Everything that decides what a partition's staged files hold: its content, the model, the settings."""
-    row_plan = plan.rows.get(partition.name, RowPlan())
+    row_plan = plan.rows_of(partition.name)
     rows = (sorted(row_plan.rejected.items()), sorted(row_plan.followers), sorted(row_plan.skipped))
     return {
         "identity": partition.identity,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from pipeline.errors import RunError
+from pipeline.errors import RunError, first_line
 from pipeline.paths import is_uri, resolve
 from pipeline.records import Product, Rejected
 
@@ -175,7 +175,7 @@ def read_staged(path: str, columns: Sequence[str], *, batch_rows: int = 4096) ->
             yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
     except (OSError, pa.ArrowInvalid) as error:
         raise RunError(
-            f"the staged file {path} cannot be read as it was written ({str(error).splitlines()[0]}); nothing was "
+            f"the staged file {path} cannot be read as it was written ({first_line(error)}); nothing was "
             "released: run the same command again, and its partition is embedded again"
         ) from error
 

@@ -8,8 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.errors import RunError
-from pipeline.run.cluster import cause, first_line
+from pipeline.errors import RunError, described
+from pipeline.run.cluster import cause
 from pipeline.run.signals import Stop
 
 _POLL_S = 0.5
@@ -48,4 +48,4 @@ def run_tasks(
     except RayTaskError as error:
         raise cause(error) from error
     except RayError as error:
-        raise RunError(f"a worker failed: {first_line(error)}") from error
+        raise RunError(f"a worker failed: {described(error)}") from error

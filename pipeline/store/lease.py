@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 import threading
 import time
 import uuid
@@ -22,7 +21,7 @@ import lance
 import pyarrow as pa
 from lance.fragment import write_fragments
 
-from pipeline.errors import LeaseHeld, LeaseLost, RunError
+from pipeline.errors import LeaseHeld, LeaseLost, RunError, first_line
 from pipeline.store.holder import Holder, this_process
 from pipeline.store.schemas import lease_schema
 from pipeline.store.tables import Database
@@ -92,7 +91,7 @@ class Lease:
         try:
             self._wait_and_take(wait_s, check)
         except (OSError, RuntimeError, ValueError) as error:
-            raise RunError(f"the lease of {self._db.uri} could not be read or written: {_first_line(error)}") from error
+            raise RunError(f"the lease of {self._db.uri} could not be read or written: {first_line(error)}") from error
 
     def check(self) -> None:
         """Go on only while the lease is ours; asked for again at most once a second.
@@ -216,9 +215,9 @@ class Lease:
     def _fail(self, error: Exception) -> None:
         """The database did not answer: others may take the lease once it has expired, and not before."""
         if self._since(self._renewed) > self._ttl_s:
-            self._lost = f"the lease of {self._db.uri} could not be renewed for {self._ttl_s:g} s: {_first_line(error)}"
+            self._lost = f"the lease of {self._db.uri} could not be renewed for {self._ttl_s:g} s: {first_line(error)}"
         else:
-            log.warning("the lease could not be renewed: %s", _first_line(error))
+            log.warning("the lease could not be renewed: %s", first_line(error))
 
     def _lose(self, holder: Holder | None) -> None:
         by = holder.describe(self._now()) if holder else "someone who removed its table"
@@ -275,8 +274,3 @@ def _swap(db: Database, version: int, holder: Holder) -> bool:
             raise
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return re.sub(r",? /\S+\.rs:[\d:]+", "", said)  # where in Lance's source it was raised helps nobody here

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lance
 import pyarrow as pa
 from lance.fragment import write_fragments
 
-from pipeline.paths import list_names
+from pipeline.errors import CatalogError
+from pipeline.paths import absolute, exists, list_names
 
 _MAX_ROWS_PER_FILE = 1_000_000
 
@@ -37,6 +39,18 @@ class Database:
     def latest_version(self, table: str) -> int:
         """Number of the table's newest version, 0 where there is no table."""
         return int(self.dataset(table).version) if self.exists(table) else 0
+
+
+def open_database(path: str) -> Database:
+    """A database that is there.
+
+    Raises:
+        CatalogError: it is not.
+    """
+    db = Database(absolute(path))
+    if not exists(db.uri) or Path(db.uri).is_file():
+        raise CatalogError(f"there is no database at {path}")
+    return db
 
 
 def write_rows(
