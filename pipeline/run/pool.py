@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,12 +25,14 @@ from pipeline.run.progress import Progress
 from pipeline.run.schedule import Schedule, Unit
 from pipeline.run.signals import Stop
 from pipeline.run.worker import ActorInfo, EmbedWorker, with_control
+from pipeline.store.holder import process_start
 
 log = logging.getLogger(__name__)
 
 
 _POLL_S = 0.5
 _MAX_FAILED_STARTS = 3
+_GONE_WITHIN_S = 5.0  # Ray kills in the background
 
 
 @dataclass
@@ -326,8 +329,13 @@ class Pool:
             )
 
     def _kill_all(self) -> None:
+        """Kill the actors; those of this machine are gone then, and write nothing more beside what is tidied."""
         for actor in self._actors.values():
             ray.kill(actor.handle)
+        here = [a.info.pid for a in self._actors.values() if a.info is not None and a.info.node == socket.gethostname()]
+        deadline = time.monotonic() + _GONE_WITHIN_S
+        while any(process_start(pid) is not None for pid in here) and time.monotonic() < deadline:
+            time.sleep(0.02)
         self._actors.clear()
 
 
