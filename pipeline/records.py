@@ -85,6 +85,7 @@ class Product:
         text: the assembled text, None where the catalog holds none or an earlier row of the product carries it.
         is_first: whether this row is the product's first and so carries its metadata.
         metadata: title, description, broad_category, fine_category and the carried columns, by name.
+        content: 16 bytes, digest of the row's metadata, whether it is the first row or not.
     """
 
     product_id: str
@@ -93,6 +94,7 @@ class Product:
     text: str | None
     images: tuple[ImageInput, ...]
     metadata: Mapping[str, object]
+    content: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

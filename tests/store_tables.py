@@ -11,12 +11,25 @@ import pyarrow as pa
 from pipeline.store.commits import replace_all, replace_rows
 from pipeline.store.indices import build_indices
 from pipeline.store.releases import Release, newest_release, now, publish
-from pipeline.store.schemas import TABLES, images_schema, products_schema, rejects_schema
+from pipeline.store.schemas import (
+    TABLES,
+    catalog_rows_schema,
+    images_schema,
+    partitions_schema,
+    products_schema,
+    rejects_schema,
+)
 from pipeline.store.tables import Database, write_rows
 from pipeline.store.verify import verify
 
 DIM = 8
-SCHEMAS = {"products": products_schema(DIM), "images": images_schema(DIM), "rejects": rejects_schema()}
+SCHEMAS = {
+    "products": products_schema(DIM),
+    "images": images_schema(DIM),
+    "rejects": rejects_schema(),
+    "partitions": partitions_schema(),
+    "catalog_rows": catalog_rows_schema(),
+}
 
 
 def vectors(count: int, seed: int) -> np.ndarray:
@@ -46,7 +59,11 @@ def rows(ids: Sequence[str], *, seed: int = 0, title: str = "a coat") -> dict[st
         ]  # fmt: skip
     reject = {"product_id": ids[0], "row": 0, "input": "image/2", "reason": "image_null", "partition": "part",
               "run_id": "r", "attempts": 1}  # fmt: skip
-    tables = {"products": products, "images": images, "rejects": [reject]}
+    partition = {"partition": "part", "digest": "d", "settings": "s", "rows": len(ids), "products": len(ids),
+                 "texts": len(ids), "images": 3 * len(ids), "rejected": 1, "rejected_rows": 0, "run_id": "r"}  # fmt: skip
+    catalog = [{"product_id": name, "partition": "part", "row": i, "digest": bytes(16)} for i, name in enumerate(ids)]
+    tables = {"products": products, "images": images, "rejects": [reject], "partitions": [partition],
+              "catalog_rows": catalog}  # fmt: skip
     return {name: pa.Table.from_pylist(tables[name], SCHEMAS[name]) for name in TABLES}
 
 
@@ -59,6 +76,8 @@ def write(db: Database, run_id: str, tables: Mapping[str, pa.Table], *, is_whole
             expected[name] = replace_all(db, name, SCHEMAS[name], fragments, run_id=run_id)
         else:
             keys = {"product_id": tables["products"]["product_id"].combine_chunks()}
+            if name == "partitions":
+                keys = {"partition": pa.array(["part"])}
             expected[name] = replace_rows(db, name, keys, fragments, run_id=run_id)
     return expected
 
@@ -85,7 +104,8 @@ def load(db: Database, run_id: str, ids: Sequence[str], *, seed: int = 0, title:
 
 def contents(db: Database, versions: Mapping[str, int] | None = None) -> dict[str, pa.Table]:
     """Every table, sorted by its key."""
-    keys = {"products": "product_id", "images": "image_id", "rejects": "product_id"}
+    keys = {"products": "product_id", "images": "image_id", "rejects": "product_id", "partitions": "partition",
+            "catalog_rows": "product_id"}  # fmt: skip
     return {
         name: db.dataset(name, versions[name] if versions else None).to_table().sort_by(keys[name]) for name in TABLES
     }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import posixpath
+import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -21,6 +24,9 @@ _BATCH_BYTES = 64_000_000
 _BATCH_ROWS = 64  # a batch is what progress moves by, and what a stop waits for
 _READ_BUFFER_BYTES = 1 << 20
 _READ_AGAIN_AFTER_S = 1.0
+_FOOTER_THREADS = 16  # a footer is two or three small reads, which an object store answers side by side
+_TAIL_BYTES = 8  # of a Parquet file: the footer's length, and "PAR1"
+_ROW_GROUPS = re.compile(r"#\d+-\d+$")
 
 READ_ERRORS = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)
 """What reading a damaged Parquet page can raise."""
@@ -36,6 +42,7 @@ class Partition:
         first_row: the range's first row in the file.
         size_bytes: compressed size of the row groups.
         identity: size and modification time of the file: what a resumed run compares.
+        digest: of identity, footer and row groups: what a later run compares, to leave the partition unread.
     """
 
     name: str
@@ -45,6 +52,12 @@ class Partition:
     rows: int
     size_bytes: int
     identity: str
+    digest: str = ""
+
+    @property
+    def file(self) -> str:
+        """The file's name, without the row groups."""
+        return file_of(self.name)
 
     @property
     def span(self) -> tuple[int, int]:
@@ -162,6 +175,11 @@ class Catalog:
                     yield pa.Table.from_batches([batch.slice(skipped, wanted)])
 
 
+def file_of(name: str) -> str:
+    """The file that a partition's name speaks of."""
+    return _ROW_GROUPS.sub("", name)
+
+
 def open_catalog(uri: str, catalog: CatalogConfig, columns: ColumnsConfig, *, images_root: str = "") -> Catalog:
     """Find the catalog's files, check each file's schema, and cut them into partitions.
 
@@ -181,7 +199,9 @@ def open_catalog(uri: str, catalog: CatalogConfig, columns: ColumnsConfig, *, im
         raise CatalogError(f"the catalog {uri} cannot be listed: {error}") from error
     if not files:
         raise CatalogError(f"the catalog {uri} holds no Parquet file (*.parquet); give a folder, a file or a glob")
-    footers = [_footer(filesystem, info) for info in files]
+    with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+        read = list(threads.map(lambda info: _footer(filesystem, info), files))
+    footers = [footer for footer, _ in read]
     schemas = [footer.schema.to_arrow_schema() for footer in footers]
     checked = [_check(info.path, schema, columns, catalog.shape) for info, schema in zip(files, schemas, strict=True)]
     first = checked[0]
@@ -190,8 +210,8 @@ def open_catalog(uri: str, catalog: CatalogConfig, columns: ColumnsConfig, *, im
             raise CatalogError(_difference(files[0].path, first, info.path, other))
     partitions = [
         partition
-        for info, footer in zip(files, footers, strict=True)
-        for partition in _cut(uri, info, footer, catalog.partition_bytes)
+        for info, (footer, digest) in zip(files, read, strict=True)
+        for partition in _cut(uri, info, footer, digest, catalog.partition_bytes)
     ]
     if not sum(p.rows for p in partitions):
         raise CatalogError(f"the catalog {uri} has no rows: its Parquet files, {len(files)} in number, are empty")
@@ -249,15 +269,22 @@ def _matches(names: list[str], wanted: list[str]) -> bool:
     return bool(names) and fnmatch.fnmatchcase(names[0], wanted[0]) and _matches(names[1:], wanted[1:])
 
 
-def _footer(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> pq.FileMetaData:
+def _footer(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> tuple[pq.FileMetaData, str]:
+    """A file's footer, and the digest of its bytes: the statistics of every column chunk are in them."""
     try:
         with filesystem.open_input_file(info.path) as source:
-            return pq.read_metadata(source)
+            footer = pq.read_metadata(source)
+            size = source.size()
+            length = int.from_bytes(source.read_at(_TAIL_BYTES, size - _TAIL_BYTES)[:4], "little")
+            raw = source.read_at(length, max(0, size - _TAIL_BYTES - length))
+            return footer, hashlib.sha256(raw).hexdigest()
     except (OSError, pa.ArrowInvalid) as error:
         raise CatalogError(f"{info.path} is not a readable Parquet file: {error}") from error
 
 
-def _cut(uri: str, info: pafs.FileInfo, footer: pq.FileMetaData, partition_bytes: int) -> Iterator[Partition]:
+def _cut(
+    uri: str, info: pafs.FileInfo, footer: pq.FileMetaData, footer_digest: str, partition_bytes: int
+) -> Iterator[Partition]:
     """The file's row groups in consecutive ranges of at most `partition_bytes`, at least one group each."""
     name = _with_scheme(uri, info.path)
     identity = _identity(info)
@@ -271,7 +298,9 @@ def _cut(uri: str, info: pafs.FileInfo, footer: pq.FileMetaData, partition_bytes
         rows = sum(g.num_rows for g in groups[start:stop])
         is_whole = start == 0 and stop == len(groups)
         part = name if is_whole else f"{name}#{start}-{stop - 1}"
-        yield Partition(part, info.path, tuple(range(start, stop)), row, rows, sum(sizes[start:stop]), identity)
+        digest = hashlib.sha256(f"{identity} {footer_digest} {start} {stop}".encode()).hexdigest()[:32]
+        groups_here = tuple(range(start, stop))
+        yield Partition(part, info.path, groups_here, row, rows, sum(sizes[start:stop]), identity, digest)
         start, row = stop, row + rows
 
 

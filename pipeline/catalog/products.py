@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.catalog.partitions import READ_ERRORS, Catalog, Partition
 from pipeline.records import ImageInput, Product, Reason, Rejected
+
+Rows = npt.NDArray[np.int64]
+_NO_ROWS: Rows = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -18,12 +25,19 @@ class RowPlan:
     Attributes:
         rejected: rows that are not read, with the reason and a sentence.
         followers: rows of a product whose first row, in (path, row) order, is another one; only in the image shape.
-        skipped: rows beyond `--limit`.
+        skipped: rows that this run has nothing to do with. Both as int64, ascending.
     """
 
     rejected: Mapping[int, tuple[Reason, str]] = field(default_factory=dict)
-    followers: frozenset[int] = frozenset()
-    skipped: frozenset[int] = frozenset()
+    followers: Rows = field(default_factory=lambda: _NO_ROWS)
+    skipped: Rows = field(default_factory=lambda: _NO_ROWS)
+
+    def digest(self) -> str:
+        """The same for equal plans."""
+        digest = hashlib.sha256(repr(sorted(self.rejected.items())).encode())
+        for rows in (self.followers, self.skipped):
+            digest.update(len(rows).to_bytes(8, "little") + np.ascontiguousarray(rows, np.int64).tobytes())
+        return digest.hexdigest()
 
 
 def read_products(
@@ -52,6 +66,7 @@ def read_products(
     columns = [names.product_id, names.title, names.description, names.broad_category, names.fine_category]
     columns += [names.images, names.image_ordinal, *(f.name for f in catalog.carried)]
     row, stop = rows or partition.span
+    roles = _Roles(plan, row, stop)
     try:
         for table in catalog.read(
             partition, [c for c in dict.fromkeys(columns) if c], rows=(row, stop), batch_rows=batch_rows
@@ -60,7 +75,7 @@ def read_products(
             products: list[Product] = []
             rejects: list[Rejected] = []
             for record in records:
-                result = _product(catalog, record, row, plan)
+                result = _product(catalog, record, row, roles)
                 if isinstance(result, Product):
                     products.append(result)
                 elif result is not None:
@@ -87,16 +102,19 @@ def assemble_text(title: str | None, description: str | None) -> str | None:
     return f"{filled[0]}{' ' if filled[0].endswith('.') else '. '}{filled[1]}"
 
 
-def product_ids(column: pa.ChunkedArray) -> list[str | None]:
-    """Ids as strings: an integer in decimal digits, a blank one as None."""
-    return [None if value is None or not str(value).strip() else str(value) for value in column.to_pylist()]
+def product_ids(column: pa.ChunkedArray) -> pa.Array:
+    """Ids as strings: an integer in decimal digits, a blank one as null."""
+    ids = column.cast(pa.string())
+    is_blank = pc.equal(pc.utf8_trim_whitespace(ids), "")
+    ids = pc.if_else(pc.fill_null(is_blank, fill_value=True), pa.scalar(None, pa.string()), ids)
+    return ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
 
 
 def _records(catalog: Catalog, table: pa.Table) -> Iterator[dict[str, object]]:
     """One dict per row, keyed by role and by carried name."""
     names = catalog.columns
     roles = ("title", "description", "broad_category", "fine_category", "images", "image_ordinal")
-    values: dict[str, Sequence[object]] = {"product_id": product_ids(table.column(names.product_id))}
+    values: dict[str, Sequence[object]] = {"product_id": product_ids(table.column(names.product_id)).to_pylist()}
     for role in roles:
         name = getattr(names, role)
         values[role] = table.column(name).to_pylist() if name else [None] * table.num_rows
@@ -106,24 +124,46 @@ def _records(catalog: Catalog, table: pa.Table) -> Iterator[dict[str, object]]:
         yield {role: column[i] for role, column in values.items()}
 
 
-def _product(catalog: Catalog, record: dict[str, object], row: int, plan: RowPlan) -> Product | Rejected | None:
-    """The row as a product, or why it is none; None for a row beyond the limit."""
+def row_digest(content: bytes, images: Sequence[tuple[int | None, str]]) -> bytes:
+    """16 bytes: what a catalog row says, its place in the catalog apart.
+
+    Args:
+        content: `Product.content`, which covers everything but the images.
+        images: ordinal and sha256 of each, or in the place of the hash a word on why there is none.
+    """
+    return hashlib.blake2b(content + repr(list(images)).encode(), digest_size=16).digest()
+
+
+class _Roles:
+    """A plan's rows of a range, quick to ask."""
+
+    def __init__(self, plan: RowPlan, row: int, stop: int) -> None:
+        self.rejected = plan.rejected
+        self.followers, self.skipped = (
+            frozenset(rows[np.searchsorted(rows, row) : np.searchsorted(rows, stop)].tolist())
+            for rows in (plan.followers, plan.skipped)
+        )
+
+
+def _product(catalog: Catalog, record: dict[str, object], row: int, roles: _Roles) -> Product | Rejected | None:
+    """The row as a product, or why it is none; None for a row that is skipped."""
     product_id = record["product_id"]
-    if row in plan.skipped:
+    if row in roles.skipped:
         return None
-    if row in plan.rejected:
-        reason, detail = plan.rejected[row]
+    if row in roles.rejected:
+        reason, detail = roles.rejected[row]
         return Rejected(product_id, row, "row", reason, detail)  # type: ignore[arg-type]
     if product_id is None:
         return Rejected(None, row, "row", Reason.MISSING_ID, f"row {row} has no product id")
     images = _images(catalog, record)
     if isinstance(images, str):
         return Rejected(str(product_id), row, "row", Reason.CONFLICTING_ROW, images)
-    is_first = row not in plan.followers
+    is_first = row not in roles.followers
     metadata = {role: record[role] for role in ("title", "description", "broad_category", "fine_category")}
     metadata |= {carried.name: record[f"carried.{carried.name}"] for carried in catalog.carried}
+    content = hashlib.blake2b(repr(metadata).encode(), digest_size=16).digest()
     text = assemble_text(record["title"], record["description"]) if is_first else None  # type: ignore[arg-type]
-    return Product(str(product_id), row, is_first, text, images, metadata if is_first else {})
+    return Product(str(product_id), row, is_first, text, images, metadata if is_first else {}, content)
 
 
 def _images(catalog: Catalog, record: dict[str, object]) -> tuple[ImageInput, ...] | str:

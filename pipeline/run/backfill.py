@@ -5,24 +5,26 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from pipeline.catalog.partitions import open_catalog
+from pipeline.catalog.partitions import Catalog, open_catalog
 from pipeline.config import Config
 from pipeline.errors import ConfigError, RunError, RunInterrupted, TwotowerError, UsageError, described
 from pipeline.model import describe_model
-from pipeline.run.checks import check_cluster, settle_paths
-from pipeline.run.cluster import connected
-from pipeline.run.ledger import Ledger
-from pipeline.run.load import load
-from pipeline.run.plan import plan_rows, rejected_rows
+from pipeline.run.checks import Cluster, settle_paths
+from pipeline.run.extent import account, extent_of, partition_rows, taken_over
+from pipeline.run.ledger import Ledger, scratch
+from pipeline.run.load import keep_products, load, scanned_rows, staged_rows, write_catalog_rows
+from pipeline.run.partition import PartitionResult
+from pipeline.run.plan import Order, Plan, make_plan
 from pipeline.run.reduce import Reduction
-from pipeline.run.release import Gate, check_base, check_rejects, is_unchanged, release
+from pipeline.run.release import Gate, check_rejects, is_unchanged, release
 from pipeline.run.report import Run, record, report
 from pipeline.run.signals import Stop
-from pipeline.run.stage import stage
+from pipeline.run.stage import fill, stage
 from pipeline.run.writer import Writer
 from pipeline.store.releases import newest_release, now
 from pipeline.store.tables import Database
@@ -52,54 +54,124 @@ def backfill(
         RunInterrupted: a signal came; the same command resumes.
         RunError: a worker failed too often, or the result does not pass verification.
     """
+    order = Order("replay" if replay else "backfill", limit=limit, fresh=fresh, replay=replay)
+    return _run(config, order, gate)
+
+
+def reindex(
+    config: Config, *, verify_content: bool = False, confirm_deletes: int | None = None, gate: Gate | None = None
+) -> dict[str, Any]:
+    """Bring the release to what the catalog says now: changed products are written again, missing ones leave.
+
+    Args:
+        config: everything else; its catalog is the whole truth.
+        verify_content: read every partition, whatever size, time and footer of its file say.
+        confirm_deletes: the number of products that may leave; else at most `max_delete_share` of them.
+        gate: asked before the release row is written.
+
+    Returns:
+        As `backfill`.
+
+    Raises:
+        ReleaseRefused: more products would leave than may; and as `backfill` raises.
+    """
+    order = Order("reindex", is_truth=True, verify_content=verify_content, confirm_deletes=confirm_deletes)
+    return _run(config, order, gate)
+
+
+def _run(config: Config, order: Order, gate: Gate | None) -> dict[str, Any]:
     config = settle_paths(config)
     catalog = open_catalog(config.catalog_uri, config.catalog, config.columns, images_root=config.images.root)
     card = describe_model(config.model_name, dtype=config.model.dtype, **config.model_settings)
-    db = Database(config.db)
-    job, stop = "replay" if replay else "backfill", Stop()
-    run = Run(config, job, uuid.uuid4().hex[:12], now(), card)
-    with Writer(db, config.lease, run_id=run.run_id, job=job, stop=stop) as writer:
+    db, stop = Database(config.db), Stop()
+    run = Run(config, order.job, uuid.uuid4().hex[:12], now(), card)
+    how = Reduction(card.dim, catalog.carried, config.average.text_weight, catalog.has_ordinals)
+    with Writer(db, config.lease, run_id=run.run_id, job=order.job, stop=stop) as writer:
         writer.look()
         run.base = newest_release(db)
-        if replay and run.base is None:
+        if order.replay and run.base is None:
             raise ConfigError(
                 f"nothing is released in {config.db}, so nothing was rejected there that could be replayed"
             )
-        moment = time.monotonic()
-        plan = plan_rows(catalog, limit=limit, only=rejected_rows(db, run.base) if replay else None)
-        how = Reduction(card.dim, catalog.carried, config.average.text_weight, catalog.has_ordinals)
-        is_whole = check_base(db, run, how, plan)
-        moment = run.stage("plan", moment)
-        if not plan.pending:
-            return report(run)
-        with stop.installed(), connected(config, stop), recorded(db, run):
-            check_cluster(config, catalog, run.run_id, stop)
-            moment = run.stage("ray", moment)
-            results = stage(run, catalog, plan, fresh=fresh, stop=stop, writer=writer)
-            if (newest := writer.take()) != run.base:
-                run.base = newest  # released meanwhile: the vectors hold, but not what was planned on the older release
-                is_whole = check_base(db, run, how, plan)
-                results = stage(run, catalog, plan, fresh=fresh, stop=stop, writer=writer)
-            moment = run.stage("embed", moment)
-            if not replay:  # which only sees what was rejected before
-                check_rejects(run, list(results.values()))
-            run.loaded = load(
-                db,
-                list(results.values()),
-                how,
-                folder=config.staging_path,
-                run_id=run.run_id,
-                is_whole=is_whole,
-                stop=stop,
-            )
-            moment = run.stage("reduce", moment)
-            if not is_unchanged(db, run, how, plan):
-                release(db, run, how, plan, is_whole=is_whole, gate=gate, stop=stop, lease=writer.lease)
-                run.stage("release", moment)
+        with (
+            stop.installed(),
+            Cluster(config, catalog, run.run_id, stop) as cluster,
+            scratch(config.staging_path, run.run_id) as folder,
+            recorded(db, run),
+        ):
+            while True:
+                moment = time.monotonic()
+                plan = make_plan(db, run, catalog, order, cluster=cluster, scratch=folder, stop=stop)
+                moment = run.stage("plan", moment)
+                results = _embed(run, catalog, plan, order, cluster=cluster, folder=folder, stop=stop, writer=writer)
+                moment = run.stage("embed", moment)
+                if (newest := writer.take()) == run.base:
+                    break
+                run.base = newest  # released meanwhile: what is staged holds, but not what was planned on the old one
+            _write(db, run, catalog, plan, results, order, how, gate, cluster=cluster, stop=stop, writer=writer)
             ledger = Ledger(config.staging_path)
-            ledger.forget(results)
+            ledger.forget({*results, *plan.rows.pending})
             ledger.sweep()
     return report(run)
+
+
+def _embed(
+    run: Run, catalog: Catalog, plan: Plan, order: Order, *, cluster: Cluster, folder: str, stop: Stop, writer: Writer
+) -> dict[str, PartitionResult]:
+    """Everything that needs a tower through the towers, and every product that is written again staged."""
+    if plan.changes is None:
+        return stage(run, catalog, plan.rows, fresh=order.fresh, stop=stop, writer=writer, join=cluster.join)
+    embedded: Mapping[str, PartitionResult] = {}
+    if plan.wanted.files:
+        embedded = stage(
+            run, catalog, plan.rows, fresh=order.fresh, stop=stop, writer=writer, join=cluster.join,
+            wanted=plan.wanted.files,
+        )  # fmt: skip
+    return fill(run, catalog, plan, embedded, folder=folder, stop=stop, join=cluster.join)
+
+
+def _write(
+    db: Database,
+    run: Run,
+    catalog: Catalog,
+    plan: Plan,
+    results: Mapping[str, PartitionResult],
+    order: Order,
+    how: Reduction,
+    gate: Gate | None,
+    *,
+    cluster: Cluster,
+    stop: Stop,
+    writer: Writer,
+) -> None:
+    """From staged partitions to the release, unless nothing changed."""
+    account(db, run, catalog, plan, results)
+    if plan.is_nothing or (plan.changes is None and not plan.rows.pending):
+        return
+    moment = time.monotonic()
+    staged = list(results.values())
+    if not order.replay:  # which only sees what was rejected before
+        check_rejects(run, staged)
+    extent = extent_of(plan, results)
+    run.loaded = load(
+        db, staged, how, extent, folder=run.config.staging_path, run_id=run.run_id, stop=stop, join=cluster.join
+    )
+    account(db, run, catalog, plan, results)
+    moment = run.stage("reduce", moment)
+    if is_unchanged(db, run, how, extent):
+        return
+    if "products" in extent.whole and not plan.is_rebuilt and run.base is not None:
+        leaving = [*run.loaded.ids, extent.gone]
+        version = run.base.versions["products"]
+        run.loaded.fragments["products"] += keep_products(db, version, leaving, how, stop=stop, join=cluster.join)
+    if not order.replay:  # which knows nothing of the rows beside those that it takes
+        if plan.changes is None and not plan.is_rebuilt:
+            extent = replace(extent, taken_over=taken_over(db, run.base, catalog, run.loaded))
+        rows = scanned_rows(plan.changes.scanned) if plan.changes else staged_rows(staged)
+        partitions = partition_rows(db, run, catalog, plan, results, extent)
+        write_catalog_rows(db, rows, partitions, run.loaded, extent)
+    release(db, run, how, extent, gate=gate, stop=stop, lease=writer.lease)
+    run.stage("release", moment)
 
 
 @contextmanager

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 
 from pipeline.catalog.partitions import Catalog
 from pipeline.config import Config
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.paths import absolute, is_uri, resolve
-from pipeline.run.cluster import check_nodes, is_inside_job, ray_address
+from pipeline.run.cluster import check_nodes, connected, is_inside_job, ray_address
 from pipeline.run.signals import Stop
 from pipeline.run.staging import write_atomically
 
@@ -63,6 +64,41 @@ def check_folder(name: str, path: Path) -> None:
         raise ConfigError(f"{name} {path}: {existing} is a file; give a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"{name} {path}: {existing} is not writable")
+
+
+class Cluster:
+    """Ray, as a run uses it: joined, and its nodes checked, once there is work that this process does not do alone.
+
+    Args:
+        config: where Ray is.
+        catalog: what every node has to see.
+        run_id: names the probes.
+        stop: ends the waiting when it is set.
+    """
+
+    def __init__(self, config: Config, catalog: Catalog, run_id: str, stop: Stop) -> None:
+        self._config, self._catalog, self._run_id, self._stop = config, catalog, run_id, stop
+        self._held = ExitStack()
+        self.is_joined = False
+
+    def join(self) -> None:
+        """Start or join Ray, where that was not done yet.
+
+        Raises:
+            ClusterError: there is none, or a node cannot see what it has to.
+        """
+        if not self.is_joined:
+            self._held.enter_context(connected(self._config, self._stop))
+            check_cluster(self._config, self._catalog, self._run_id, self._stop)
+            self.is_joined = True
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
 
 
 def check_cluster(config: Config, catalog: Catalog, run_id: str, stop: Stop) -> None:

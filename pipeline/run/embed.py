@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.catalog.fetch import Fetcher
 from pipeline.config import FetchConfig
 from pipeline.errors import InputRejected
 from pipeline.model.tokens import TokenBatch
-from pipeline.paths import is_uri
 from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
 from pipeline.run.memory import FittingBatch
 from pipeline.run.progress import Progress
+from pipeline.run.scan import TEXT_EMPTY, ImageLoader, LoadSettings, image_mark, text_sha256
 from pipeline.run.staging import EmbeddedInput
 from pipeline.store.tables import Database, vectors_by_sha256
 
@@ -53,7 +51,7 @@ class ReuseSource:
 
 @dataclass(slots=True)
 class Pending:
-    """An input on its way: its bytes' hash, and the work that was begun for it."""
+    """An input on its way: its bytes' hash, what stands for it in its row's digest, and the work begun for it."""
 
     product_id: str
     row: int
@@ -63,6 +61,7 @@ class Pending:
     text: str | None = None
     decoded: Future[Any] | None = None
     rejection: InputRejected | None = None
+    mark: tuple[int | None, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +103,10 @@ class Embedder:
             **settings.settings,
         )
         self.progress = Progress()
-        self._fetcher = Fetcher(images_root, settings.limits, settings.fetch)
         self._reuse = reuse
-        self._threads = self._fetching = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        if settings.fetch.http or is_uri(images_root):  # waiting for a network must not keep others from decoding
-            self._fetching = ThreadPoolExecutor(settings.fetch.threads, thread_name_prefix="fetch")
+        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        # Threads of its own: waiting for a network must not keep others from decoding.
+        self._loader = ImageLoader(LoadSettings(images_root, settings.limits, settings.fetch, settings.decode_threads))
         self._known: dict[tuple[str, str], _Known] = {}
         self._begun: set[tuple[str, str]] = set()
         self._fitting = {kind: FittingBatch(kind) for kind in ("text", "image")}
@@ -126,10 +124,15 @@ class Embedder:
         self._known.clear()
         self._begun.clear()
 
-    def prepare(self, products: Sequence[Product]) -> list[Pending]:
-        """Fetch, hash and begin to decode; safe to run in another thread than `finish`, one batch ahead."""
+    def prepare(self, products: Sequence[Product], wanted: frozenset[tuple[str, str]] | None = None) -> list[Pending]:
+        """Fetch, hash and begin to decode; safe to run in another thread than `finish`, one batch ahead.
+
+        Args:
+            products: in the order in which their inputs are to come out.
+            wanted: kind and sha256 of the only inputs that are to come out, each once; None: all.
+        """
         loads = [
-            (product, image, self._fetching.submit(self._load, image))
+            (product, image, self._loader.threads.submit(self._load, image))
             for product in products
             for image in product.images
         ]
@@ -142,7 +145,10 @@ class Embedder:
                 data[id(item)] = loaded
             except InputRejected as rejection:
                 item.rejection = rejection
+            item.mark = image_mark(image, item.sha256, item.rejection)
             pending.append(item)
+        if wanted is not None:
+            pending = self._chosen(pending, wanted)
         self._look_up(pending)
         for item in pending:
             if item.rejection is None and (item.kind, item.sha256 or "") not in self._begun:
@@ -186,11 +192,17 @@ class Embedder:
 
     def _load(self, image: ImageInput) -> tuple[bytes, str]:
         """The image's bytes and their hash."""
-        if image.data is None:
-            raise InputRejected(Reason.IMAGE_NULL, "the element is null")
         with self.progress.timed("fetch"):
-            data = self._fetcher.fetch(image.data) if isinstance(image.data, str) else image.data
-            return data, hashlib.sha256(data).hexdigest()
+            return self._loader.load(image)
+
+    def _chosen(self, pending: Sequence[Pending], wanted: frozenset[tuple[str, str]]) -> list[Pending]:
+        """The first of each wanted input."""
+        chosen: dict[tuple[str, str], Pending] = {}
+        for item in pending:
+            key = (item.kind, item.sha256 or "")
+            if key in wanted and key not in self._begun:
+                chosen.setdefault(key, item)
+        return list(chosen.values())
 
     def _decode(self, data: bytes) -> Any:
         with self.progress.timed("decode"):
@@ -264,9 +276,9 @@ def has_cuda() -> bool:
 
 def _pending_text(product: Product) -> Pending:
     text = product.text or ""
-    item = Pending(product.product_id, product.row, "text", None, hashlib.sha256(text.encode()).hexdigest(), text)
+    item = Pending(product.product_id, product.row, "text", None, text_sha256(text), text)
     if not text:
-        item.rejection = InputRejected(Reason.TEXT_EMPTY, "title and description hold nothing but white space")
+        item.rejection = InputRejected(Reason.TEXT_EMPTY, TEXT_EMPTY)
     return item
 
 

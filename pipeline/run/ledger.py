@@ -6,20 +6,40 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipeline.paths import resolve
+from pipeline.paths import is_uri, resolve
 from pipeline.run.partition import PartitionResult, StagedFile
 from pipeline.run.staging import file_sha256, write_atomically
 
 _VERIFYING_THREADS = 8
+_SCRATCH = "plan-"
 _KEPT_S = 7 * 86_400.0  # the rejects of a refused run are looked at by people
+
+
+@contextmanager
+def scratch(folder: str, run_id: str) -> Iterator[str]:
+    """A folder of a run's own in the staging folder, gone with all that is in it when the block ends."""
+    path = f"{folder.rstrip('/')}/{_SCRATCH}{run_id}"
+    if not is_uri(path):
+        made = [parent for parent in (Path(path), *Path(path).parents) if not parent.exists()]
+        Path(path).mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        filesystem, inside = resolve(path)
+        with suppress(OSError):
+            filesystem.delete_dir(inside)
+        for parent in [] if is_uri(path) else made:
+            with suppress(OSError):  # others may have written there meanwhile
+                parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -81,8 +101,19 @@ class Ledger:
         named = {file["path"].rpartition("/")[2] for entry in self.entries() for file in entry["files"]}
         for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
             is_named = info.base_name in named or info.path.endswith(".json")
-            if info.type == pafs.FileType.File and not is_named and time.time() - info.mtime.timestamp() > _KEPT_S:
+            is_old = info.mtime is not None and time.time() - info.mtime.timestamp() > _KEPT_S
+            if info.type == pafs.FileType.File and not is_named and is_old:
                 filesystem.delete_file(info.path)
+            elif info.type == pafs.FileType.Directory and info.base_name.startswith(_SCRATCH) and is_old:
+                self._sweep_scratch(info.path)
+
+    def _sweep_scratch(self, path: str) -> None:
+        """Remove a dead run's scratch folder; a living one, embedding beside the lease's holder, has younger files."""
+        filesystem, _ = resolve(self.folder)
+        files = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+        if all(file.mtime is None or time.time() - file.mtime.timestamp() > _KEPT_S for file in files):
+            with suppress(OSError):
+                filesystem.delete_dir(path)
 
     def _remove(self, digests: Set[str]) -> None:
         """Remove all files of partitions, the entries first; what is already gone is fine."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.run.partition import PartitionResult
 from pipeline.run.reduce import (
     Reduction,
     Staged,
+    average_vectors,
     empty_product_rejects,
     image_rows,
     read_bucket,
@@ -26,16 +27,44 @@ from pipeline.run.reduce import (
     staged_files,
     write_table,
 )
+from pipeline.run.scan import read_scanned
 from pipeline.run.signals import Stop
+from pipeline.run.staging import read_staged
 from pipeline.run.tasks import run_tasks
 from pipeline.store.commits import replace_all, replace_rows
 from pipeline.store.content import content_digest
-from pipeline.store.schemas import TABLES, images_schema, products_schema, rejects_schema
+from pipeline.store.schemas import (
+    TABLES,
+    catalog_rows_schema,
+    images_schema,
+    partitions_schema,
+    products_schema,
+    rejects_schema,
+)
 from pipeline.store.tables import Database, write_rows
+
+BRIEF_INPUTS = 20_000
+"""As many are reduced and written within a second or two, which no task would be quicker at."""
 
 _BUCKET_BYTES = 256_000_000
 _IMAGES_PER_TASK = 200_000
-_BRIEF_INPUTS = 20_000  # as many are reduced and written within a second or two
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Which rows a run writes, and which leave for them.
+
+    Attributes:
+        whole: tables that the fragments become; of the others they take the place of what leaves.
+        gone: products that leave though nothing takes their place.
+        partitions: names of partitions whose rejects and rows leave: those that were read, and those dropped.
+        taken_over: partitions outside of the catalog; the rows there of products that this run writes leave.
+    """
+
+    whole: frozenset[str]
+    gone: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
+    partitions: tuple[str, ...] = ()
+    taken_over: tuple[str, ...] = ()
 
 
 @dataclass
@@ -45,12 +74,13 @@ class Loaded:
     Attributes:
         fragments: per table, the fragments' metadata as JSON.
         ids: products that the staged partitions speak of; they leave the tables before the fragments come in.
+        products: how many have a vector, by partition.
         content: `content_digest` of the products written.
     """
 
     fragments: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     ids: list[pa.Array] = field(default_factory=list)
-    products: int = 0
+    products: Counter[str] = field(default_factory=Counter)
     texts: int = 0
     images: int = 0
     content: int = 0
@@ -68,7 +98,7 @@ class _Bucket:
 
     fragments: list[str]
     ids: pa.Array
-    products: int
+    products: Mapping[str, int]
     texts: int
     images: int
     content: int
@@ -80,22 +110,24 @@ def load(
     db: Database,
     results: Sequence[PartitionResult],
     how: Reduction,
+    extent: Extent,
     *,
     folder: str,
     run_id: str,
-    is_whole: bool,
     stop: Stop,
+    join: Callable[[], None],
 ) -> Loaded:
-    """Reduce the staged partitions and write fragments of all tables; nothing is visible yet.
+    """Reduce the staged partitions and write fragments of products, images and rejects; nothing is visible yet.
 
     Args:
         db: the database.
         results: the staged partitions.
         how: dimension, weights and carried columns.
+        extent: which tables will be whole.
         folder: where tasks may leave small files, beside the staged ones.
         run_id: names those files, and goes into the rejects.
-        is_whole: whether the rows will be the whole tables.
         stop: ends the work when it is set.
+        join: called before the first task.
 
     Raises:
         RunError: the rows written are not the inputs counted.
@@ -103,18 +135,21 @@ def load(
     check_counts(results)
     sources = staged_files(sorted(results, key=lambda result: result.name))
     inputs = sum(result.counts["embedded"] + result.counts["reused"] for result in results)
+    is_brief = inputs <= BRIEF_INPUTS
+    if not is_brief:
+        join()
     buckets = max(1, math.ceil(inputs * how.dim * 4 / _BUCKET_BYTES))
     loaded = Loaded()
     tasks = [
-        (db, sources, how, is_whole, bucket, buckets, f"{folder.rstrip('/')}/{run_id}-{bucket}")
+        (db, sources, how, "products" in extent.whole, bucket, buckets, f"{folder.rstrip('/')}/{run_id}-{bucket}")
         for bucket in range(buckets)
     ]
     empty: list[tuple[str, str, int]] = []
     ordinal_paths: list[str] = []
-    for reduced in run_tasks(_reduce_bucket, tasks, stop=stop, is_brief=inputs <= _BRIEF_INPUTS):
+    for reduced in run_tasks(_reduce_bucket, tasks, stop=stop, is_brief=is_brief):
         loaded.fragments["products"] += reduced.fragments
         loaded.ids.append(reduced.ids)
-        loaded.products += reduced.products
+        loaded.products.update(reduced.products)
         loaded.texts += reduced.texts
         loaded.images += reduced.images
         loaded.content = (loaded.content + reduced.content) % (1 << 128)
@@ -122,8 +157,9 @@ def load(
         ordinal_paths += [reduced.ordinals_path] if reduced.ordinals_path else []
     rejects = [empty_product_rejects(empty, run_id)]
     images = 0
+    is_whole = "images" in extent.whole
     groups = [(db, group, how, is_whole, ordinal_paths, run_id) for group in _groups(sources, results)]
-    for fragments, count, rejected in run_tasks(_write_images, groups, stop=stop, is_brief=inputs <= _BRIEF_INPUTS):
+    for fragments, count, rejected in run_tasks(_write_images, groups, stop=stop, is_brief=is_brief):
         loaded.fragments["images"] += fragments
         images += count
         rejects.append(rejected)
@@ -139,6 +175,7 @@ def load(
             f"{loaded.images} images reached the products, {images} the images table and {told} the rejects; nothing "
             "was committed. Please report this fault"
         )
+    is_whole = "rejects" in extent.whole
     loaded.fragments["rejects"] = write_rows(db, "rejects", rejects_schema(), loaded.rejects, is_whole=is_whole)
     return loaded
 
@@ -159,13 +196,76 @@ def check_counts(results: Sequence[PartitionResult]) -> None:
             )
 
 
+def write_catalog_rows(
+    db: Database, rows: Iterator[pa.Table], partitions: pa.Table, loaded: Loaded, extent: Extent
+) -> None:
+    """Write fragments of what a later run compares: the catalog's rows, and its partitions.
+
+    Args:
+        db: the database.
+        rows: of `catalog_rows`, from `staged_rows` or `scanned_rows`.
+        partitions: of `partitions`.
+        loaded: told of the fragments.
+        extent: which tables will be whole.
+    """
+    schema = catalog_rows_schema()
+    batches = (batch for table in rows for batch in table.select(schema.names).cast(schema).to_batches())
+    loaded.fragments["catalog_rows"] = write_rows(
+        db, "catalog_rows", schema, batches, is_whole="catalog_rows" in extent.whole
+    )
+    loaded.fragments["partitions"] = write_rows(
+        db, "partitions", partitions_schema(), partitions, is_whole="partitions" in extent.whole
+    )
+
+
+def staged_rows(results: Sequence[PartitionResult]) -> Iterator[pa.Table]:
+    """Rows of `catalog_rows` from staged files."""
+    for source in staged_files(results):
+        for batch in read_staged(source.path, ["kind", "product_id", "row", "digest"]):
+            yield _named(
+                pa.Table.from_batches([batch.filter(pc.equal(batch.column("kind"), "seen"))]), source.partition
+            )
+
+
+def scanned_rows(scanned: Mapping[str, str]) -> Iterator[pa.Table]:
+    """Rows of `catalog_rows` from scanned files, by partition name."""
+    for partition, path in scanned.items():
+        for table in read_scanned(path, ["product_id", "row", "digest"]):
+            yield _named(table.filter(pc.is_valid(table.column("product_id"))), partition)
+
+
+def _named(rows: pa.Table, partition: str) -> pa.Table:
+    return rows.append_column("partition", pa.array([partition] * rows.num_rows, pa.string()))
+
+
+def keep_products(
+    db: Database, version: int, leaving: Sequence[pa.Array], how: Reduction, *, stop: Stop, join: Callable[[], None]
+) -> list[str]:
+    """Write the released products that stay once more, averaged with other weights: fragments of a whole table.
+
+    Args:
+        db: the database.
+        version: of the released products.
+        leaving: ids of products that are written from staged files, or are gone.
+        how: the weight; dimension and columns are the table's own.
+        stop: ends the work when it is set.
+        join: called before the first task.
+    """
+    ids = pa.concat_arrays([pa.array([], pa.string()), *leaving])
+    fragments = [fragment.fragment_id for fragment in db.dataset("products", version).get_fragments()]
+    rows = int(db.dataset("products", version).count_rows())
+    if rows > BRIEF_INPUTS:
+        join()
+    tasks = [(db, version, fragment, ids, how) for fragment in fragments]
+    return [written for part in run_tasks(_keep, tasks, stop=stop, is_brief=rows <= BRIEF_INPUTS) for written in part]
+
+
 def commit(
     db: Database,
     loaded: Loaded,
     how: Reduction,
+    extent: Extent,
     *,
-    is_whole: bool,
-    partitions: Sequence[str],
     run_id: str,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, int]:
@@ -175,8 +275,7 @@ def commit(
         db: the database.
         loaded: what was written.
         how: dimension and carried columns.
-        is_whole: whether the fragments become the whole tables; else they take the place of their products' rows.
-        partitions: whose rejects the new ones replace.
+        extent: what the fragments take the place of.
         run_id: kept with the transactions.
         check: called before each commit; what it raises ends the row of them.
 
@@ -187,19 +286,32 @@ def commit(
         "products": products_schema(how.dim, how.carried),
         "images": images_schema(how.dim),
         "rejects": rejects_schema(),
+        "partitions": partitions_schema(),
+        "catalog_rows": catalog_rows_schema(),
     }
-    ids = pa.concat_arrays(loaded.ids) if loaded.ids else pa.array([], pa.string())
+    written = pa.concat_arrays([pa.array([], pa.string()), *loaded.ids])
+    ids = pa.concat_arrays([written, extent.gone])
+    partitions = pa.array(extent.partitions, pa.string())
+    taken_over = pa.array(extent.taken_over, pa.string())
+    keys = {
+        "products": {"product_id": ids},
+        "images": {"product_id": ids},
+        "rejects": {"product_id": ids, "partition": partitions},
+        "partitions": {"partition": pa.concat_arrays([partitions, taken_over])},
+        "catalog_rows": {"partition": partitions},
+    }
+    both = {"catalog_rows": {"product_id": written, "partition": taken_over}} if len(taken_over) else {}
     rows: dict[str, int] = {}
     for table in TABLES:
         check()
-        if is_whole:
-            rows[table] = replace_all(db, table, schemas[table], loaded.fragments[table], run_id=run_id)
-            continue
-        keys = {"product_id": ids}
-        if table == "rejects":
-            keys["partition"] = pa.array(partitions, pa.string())
-        rows[table] = replace_rows(db, table, keys, loaded.fragments[table], run_id=run_id)
-    return rows | ({"products": loaded.products, "images": loaded.images} if is_whole else {})
+        fragments = loaded.fragments[table]
+        if table in extent.whole:
+            rows[table] = replace_all(db, table, schemas[table], fragments, run_id=run_id)
+        elif fragments or any(len(values) for values in keys[table].values()):
+            rows[table] = replace_rows(db, table, keys[table], fragments, run_id=run_id, both=both.get(table))
+        else:
+            rows[table] = int(db.dataset(table).count_rows())
+    return rows
 
 
 def _reduce_bucket(
@@ -216,13 +328,28 @@ def _reduce_bucket(
     return _Bucket(
         fragments,
         reduced.ids,
-        products.num_rows,
+        Counter(products.column("partition").to_pylist()),
         pc.sum(products.column("has_text")).as_py() or 0,
         pc.sum(products.column("n_images")).as_py() or 0,
         content_digest(products),
         reduced.empty,
         ordinals_path,
     )
+
+
+def _keep(db: Database, version: int, fragment_id: int, leaving: pa.Array, how: Reduction) -> list[str]:
+    """The task of one fragment whose products are averaged anew."""
+    dataset = db.dataset("products", version)
+    fragment = dataset.get_fragment(fragment_id)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in fragment.to_batches():
+            stays = batch.filter(pc.invert(pc.is_in(batch.column("product_id"), leaving)))
+            if stays.num_rows:
+                at = stays.schema.get_field_index("avg_vector")
+                yield stays.set_column(at, stays.schema.field(at), average_vectors(stays, how))
+
+    return write_rows(db, "products", dataset.schema, batches(), is_whole=True)
 
 
 def _write_images(

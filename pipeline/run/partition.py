@@ -5,17 +5,19 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.catalog.partitions import Catalog, Partition
-from pipeline.catalog.products import RowPlan, product_ids, read_products
+from pipeline.catalog.products import RowPlan, product_ids, read_products, row_digest
 from pipeline.records import Product, Reason, Rejected
 from pipeline.run.embed import Embedder, Pending
 from pipeline.run.progress import Progress
 from pipeline.run.schedule import Unit
-from pipeline.run.staging import StagedWriter, staged_schema
+from pipeline.run.staging import SeenRow, StagedWriter, staged_schema
+from pipeline.run.wanted import read_wanted
 
 _PREPARED_BATCHES = 2
 
@@ -42,12 +44,17 @@ class PartitionResult:
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of a partition for an actor, with where its staged file goes."""
+    """Rows of a partition for an actor, with where its staged file goes.
+
+    Attributes:
+        wanted_path: names the only inputs that are to be embedded; the staged file then holds their vectors alone.
+    """
 
     partition: Partition
     plan: RowPlan
     unit: Unit
     staged_path: str
+    wanted_path: str | None = None
 
 
 def joined(parts: Sequence[PartitionResult]) -> PartitionResult:
@@ -68,9 +75,13 @@ def stage_partition(embedder: Embedder, catalog: Catalog, work: Work) -> Partiti
     schema = staged_schema(embedder.model.dim, catalog.carried)
     with StagedWriter(work.staged_path, schema, catalog.carried) as writer:
         for products, row_rejects, pending in _prepared(embedder, catalog, work):
+            seen = _seen(products, row_rejects, pending)
             inputs, rejects = embedder.finish(pending)
             with progress.timed("write"):
-                writer.write(products, inputs, [*row_rejects, *rejects])
+                if work.wanted_path is None:
+                    writer.write(products, inputs, [*row_rejects, *rejects], seen)
+                else:
+                    writer.write([], inputs, [*row_rejects, *rejects])
             progress.products += sum(product.is_first for product in products)
             progress.rows += len(products) + len(row_rejects)
             progress.rejected_rows += len(row_rejects)
@@ -84,13 +95,23 @@ def stage_condemned(catalog: Catalog, work: Work, dim: int, detail: str) -> Part
     """Stage a row that no worker survives as one reject. Only its id is read, which the plan did before."""
     row = work.unit.first_row
     (ids,) = catalog.read(work.partition, [catalog.columns.product_id], rows=(row, row + 1))
-    (product_id,) = product_ids(ids.column(0))
+    (product_id,) = product_ids(ids.column(0)).to_pylist()
     reject = Rejected(product_id, row, "row", Reason.WORKER_CRASHED, detail)
     with StagedWriter(work.staged_path, staged_schema(dim, catalog.carried), catalog.carried) as writer:
-        writer.write([], [], [reject])
+        writer.write([], [], [reject], [SeenRow(product_id, row, None)] if product_id is not None else [])
     file = StagedFile(work.staged_path, writer.sha256, work.unit.attempt)
     counts = Progress(rows=1, rejected_rows=1).counts()
     return PartitionResult(work.partition.name, (file,), counts, {}, 0.0)
+
+
+def _seen(products: Sequence[Product], rejects: Sequence[Rejected], pending: Sequence[Pending]) -> list[SeenRow]:
+    """What each row with an id says, for later runs to compare; rows that were not read to their end say nothing."""
+    marks: dict[int, list[tuple[int | None, str]]] = defaultdict(list)
+    for item in pending:
+        if item.mark is not None:
+            marks[item.row].append(item.mark)
+    seen = [SeenRow(p.product_id, p.row, row_digest(p.content, marks[p.row])) for p in products]
+    return seen + [SeenRow(r.product_id, r.row, None) for r in rejects if r.product_id is not None]
 
 
 def _prepared(
@@ -111,6 +132,7 @@ def _prepared(
     def produce() -> None:
         try:
             unit = work.unit
+            wanted = _wanted(work.wanted_path)
             rows = (unit.first_row, unit.stop_row)
             reader = read_products(catalog, work.partition, work.plan, rows=rows, batch_rows=unit.batch_rows)
             while not is_over.is_set():
@@ -118,7 +140,7 @@ def _prepared(
                     batch = next(reader, None)
                 if batch is None:
                     return put(None)
-                put((*batch, embedder.prepare(batch[0])))
+                put((*batch, embedder.prepare(batch[0], wanted)))
         except BaseException as error:
             put(error)
 
@@ -132,3 +154,11 @@ def _prepared(
     finally:
         is_over.set()
         thread.join()
+
+
+def _wanted(path: str | None) -> frozenset[tuple[str, str]] | None:
+    """Kind and sha256 of the inputs that a wanted file names."""
+    if path is None:
+        return None
+    table = read_wanted(path)
+    return frozenset(zip(table["kind"].to_pylist(), table["sha256"].to_pylist(), strict=True))

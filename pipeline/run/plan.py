@@ -1,208 +1,297 @@
-"""What a run will read: one pass over the ids finds duplicate, conflicting and skipped rows."""
+"""What a run has to do to bring a release to a catalog: which products, which inputs, and what leaves."""
 
 from __future__ import annotations
 
-from array import array
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.catalog.partitions import READ_ERRORS, Catalog
-from pipeline.catalog.products import RowPlan, product_ids
-from pipeline.records import Reason
+from pipeline.catalog.partitions import Catalog, Partition
+from pipeline.catalog.products import RowPlan
+from pipeline.config import Config
+from pipeline.errors import ConfigError, ReleaseRefused
+from pipeline.run.changes import Changes, known_partitions, plan_changes
+from pipeline.run.checks import Cluster
+from pipeline.run.fill import known_bad
+from pipeline.run.report import Run
+from pipeline.run.rows import RowPlans, plan_rows, rejected_rows, released_ids
+from pipeline.run.scan import LoadSettings, scan_partitions
+from pipeline.run.signals import Stop
+from pipeline.run.tasks import run_tasks
+from pipeline.run.wanted import Wanted, plan_inputs
 from pipeline.store.releases import Release
+from pipeline.store.schemas import products_schema
 from pipeline.store.tables import Database
 
-_COMPARED = ("title", "description", "broad_category", "fine_category")
-_PLAN_BATCH_ROWS = 8192
+log = logging.getLogger(__name__)
+
+_BRIEF_BYTES = 64_000_000  # of catalog: read and hashed within a second or two
+_TASK_BYTES = 128_000_000  # a task's share of what is to be scanned
+_SCAN_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a run is asked to do.
+
+    Attributes:
+        job: its name.
+        is_truth: whether products that the catalog does not hold are gone; else they stay.
+        limit: only the first products, for a trial.
+        fresh: embed every input again.
+        replay: only what the release has rejected.
+        verify_content: read every partition, whatever its digest says.
+        confirm_deletes: the number of products that may be deleted, whatever `max_delete_share` says.
+        is_shown: the plan is only to be shown: nothing is written for actors, and deletes are not refused.
+    """
+
+    job: str = "backfill"
+    is_truth: bool = False
+    limit: int | None = None
+    fresh: bool = False
+    replay: bool = False
+    verify_content: bool = False
+    confirm_deletes: int | None = None
+    is_shown: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of every partition that need more than being read.
+    """What a run will do. Where everything goes through the towers anyway the catalog is only read for its ids.
 
     Attributes:
-        rows: by partition name; a partition that is not there is read as it stands.
-        product_ids: the products that the run is about, in the order of their first rows.
-        pending: names of the partitions that hold any of their rows.
-        total_rows: rows of those products.
+        rows: which rows the actors read.
+        settings: digest of what decides how rows are read.
+        gone: released products that leave.
+        released: how many products the release holds.
+        changes: what the catalog changed; None where all of it, or a part that was asked for, is embedded.
+        wanted: the inputs to embed, where there are changes.
+        bad: hashes known to be bad, with reason and sentence.
+        is_rebuilt: whether all tables are written whole: on a first load, or with another model.
+        is_averaged_anew: whether the products that stay need another average, or other columns.
     """
 
-    rows: Mapping[str, RowPlan]
-    product_ids: pa.Array
-    pending: frozenset[str]
-    total_rows: int
+    rows: RowPlans
+    settings: str
+    gone: pa.Array
+    released: int
+    changes: Changes | None = None
+    wanted: Wanted = field(default_factory=Wanted)
+    bad: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    is_rebuilt: bool = False
+    is_averaged_anew: bool = False
 
-    def rows_of(self, name: str) -> RowPlan:
-        """What is known of a partition's rows."""
-        return self.rows.get(name, RowPlan())
-
-
-@dataclass
-class _Columns:
-    """The id pass, one value a row of the catalog in (path, row) order."""
-
-    ids: np.ndarray  # int64: code of the product id, -1 for none
-    partition: np.ndarray  # int32
-    row: np.ndarray  # int64: row number in the file
-    ordinal: np.ndarray | None  # int64, -1 for none
-    hashes: dict[str, np.ndarray]  # int64 per compared column, 0 for null
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the release is as the catalog wants it already, rows without a product apart."""
+        changes = self.changes
+        return changes is not None and changes.is_nothing and not (self.is_averaged_anew or changes.scanned)
 
 
-@dataclass(frozen=True)
-class Rejects:
-    """What a release has rejected, as far as it says which rows to take again.
-
-    Attributes:
-        product_ids: products with a rejected input or row.
-        partitions: names of partitions in which rows without a known product were rejected.
-        released: all products of the release; a row of `partitions` with another id is one that was repaired.
-    """
-
-    product_ids: pa.Array
-    partitions: frozenset[str]
-    released: pa.Array
-
-
-def rejected_rows(db: Database, release: Release | None) -> Rejects:
-    """What to take again from a release; nothing where there is none."""
-    if release is None:
-        nothing = pa.array([], pa.string())
-        return Rejects(nothing, frozenset(), nothing)
-    rejects = db.dataset("rejects", release.versions["rejects"]).to_table(columns=["product_id", "partition"])
-    ids = rejects.column("product_id")
-    nameless = rejects.filter(pc.is_null(ids)).column("partition")
-    released = db.dataset("products", release.versions["products"]).to_table(columns=["product_id"])
-    return Rejects(
-        ids.drop_null().unique(), frozenset(nameless.to_pylist()), released.column("product_id").combine_chunks()
-    )
-
-
-def plan_rows(catalog: Catalog, *, limit: int | None = None, only: Rejects | None = None) -> Plan:
-    """Read every partition's ids (in the image shape its texts and ordinals too) and settle which row speaks.
+def make_plan(
+    db: Database, run: Run, catalog: Catalog, order: Order, *, cluster: Cluster, scratch: str, stop: Stop
+) -> Plan:
+    """Plan a run on its base release.
 
     Args:
+        db: the database.
+        run: its base, model and settings.
         catalog: the checked catalog.
-        limit: only the first `limit` products, in (path, row) order.
-        only: only rows that a release has rejected; None: all.
+        order: what is asked for.
+        cluster: joined where there is much to scan.
+        scratch: where scanned files go.
+        stop: ends the work when it is set.
+
+    Raises:
+        ConfigError: the new rows cannot stand beside those of the release.
+        ReleaseRefused: more products would leave than may without being confirmed.
     """
-    columns, ids = _read(catalog)
-    known = np.flatnonzero(columns.ids >= 0)
-    order = known  # already in (path, row) order
-    codes = columns.ids[order]
-    unique, first_index = np.unique(codes, return_index=True)
-    first_of = np.full(len(unique), -1, dtype=np.int64)
-    first_of[unique] = order[first_index]
-    rejected: dict[int, dict[int, tuple[Reason, str]]] = defaultdict(dict)
-    followers: dict[int, set[int]] = defaultdict(set)
-    skipped: dict[int, set[int]] = defaultdict(set)
-    kept = len(unique)
-    if limit is not None and limit < kept:
-        kept = limit
-        last = int(np.sort(first_of)[limit - 1])
-        is_beyond = np.zeros(len(columns.ids), dtype=bool)
-        is_beyond[known] = first_of[codes] > last
-        is_beyond[columns.ids < 0] = np.flatnonzero(columns.ids < 0) > last
-        for index in np.flatnonzero(is_beyond):
-            skipped[int(columns.partition[index])].add(int(columns.row[index]))
-    if only is not None:
-        is_wanted = _wanted(catalog, columns, ids, only)
-        for index in np.flatnonzero(~is_wanted):
-            skipped[int(columns.partition[index])].add(int(columns.row[index]))
-    later = order[first_of[codes] != order]
-    for place, (reason, detail) in _later_rows(catalog, columns, first_of, later).items():
-        partition, row = int(columns.partition[place]), int(columns.row[place])
-        if reason is None:
-            followers[partition].add(row)
-        else:
-            rejected[partition][row] = (reason, detail)
-    rows = {
-        partition.name: RowPlan(rejected[i], frozenset(followers[i]), frozenset(skipped[i]))
-        for i, partition in enumerate(catalog.partitions)
-        if rejected[i] or followers[i] or skipped[i]
+    base, config = run.base, run.config
+    settings = settings_digest(config, catalog)
+    is_other_model = base is not None and base.fingerprint != run.card.fingerprint
+    if order.replay or order.limit is not None:
+        check_base(db, run, catalog, absent=None)
+        only = rejected_rows(db, base) if order.replay else None
+        rows = plan_rows(catalog, limit=order.limit, only=only)
+        return Plan(rows, settings, pa.array([], pa.string()), _released(base), is_rebuilt=base is None)
+    if not config.plan.dedupe and (base is None or is_other_model or order.fresh):
+        rows = plan_rows(catalog, released=released_ids(db, base))
+        is_rebuilt = base is None or check_base(db, run, catalog, absent=0 if order.is_truth else len(rows.absent))
+        gone = rows.absent if order.is_truth else pa.array([], pa.string())
+        plan = Plan(rows, settings, gone, _released(base), is_rebuilt=is_rebuilt)
+    else:
+        plan = _compared(db, run, catalog, order, settings, cluster=cluster, scratch=scratch, stop=stop)
+    if not order.is_shown:
+        check_deletes(config, order, len(plan.gone), plan.released)
+    return plan
+
+
+def settings_digest(config: Config, catalog: Catalog) -> str:
+    """Of everything beside its bytes that decides what a partition's rows say, and which inputs are rejected."""
+    fetch = config.fetch
+    facts = {
+        "columns": asdict(catalog.columns),
+        "shape": catalog.shape,
+        "root": catalog.root,
+        "carried": [str(column) for column in catalog.carried],
+        "limits": asdict(config.images.limits),
+        "fetch": [fetch.http, fetch.allow_hosts, fetch.allow_private_hosts],
     }
-    pending = frozenset(p.name for i, p in enumerate(catalog.partitions) if len(skipped[i]) < p.rows)
-    planned = pa.array(ids[:kept], pa.string())
-    if only is not None:
-        planned = planned.take(pa.array(np.unique(columns.ids[is_wanted & (columns.ids >= 0) & (columns.ids < kept)])))
-    return Plan(rows, planned, pending, len(columns.ids) - sum(map(len, skipped.values())))
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _wanted(catalog: Catalog, columns: _Columns, ids: list[str], only: Rejects) -> np.ndarray:
-    """Bool per row: whether the row's product has a reject, or the row itself may have been one without a product."""
-    known = pa.array(ids, pa.string())
-    is_rejected = np.append(pc.is_in(known, only.product_ids).to_numpy(zero_copy_only=False), False)  # -1: no product
-    is_new = np.append(~pc.is_in(known, only.released).to_numpy(zero_copy_only=False), True)
-    is_nameless = np.array([partition.name in only.partitions for partition in catalog.partitions], dtype=bool)
-    return np.asarray(is_rejected[columns.ids] | (is_nameless[columns.partition] & is_new[columns.ids]))
+def check_base(db: Database, run: Run, catalog: Catalog, *, absent: int | None) -> bool:
+    """Whether old rows cannot stand beside new ones: another model, average weight or columns.
+
+    Args:
+        db: the database.
+        run: its base, model and settings.
+        catalog: names the carried columns.
+        absent: released products that the run neither writes nor deletes; None: it does not go through all.
+
+    Raises:
+        ConfigError: they cannot, and there are such products; or a carried column has another type.
+    """
+    base = run.base
+    if base is None:
+        return False
+    weight = run.config.average.text_weight
+    old = db.dataset("products", base.versions["products"]).schema
+    schema = products_schema(run.card.dim, catalog.carried)
+    for column in schema:
+        found = old.field(column.name).type if column.name in old.names else column.type
+        if found != column.type and not column.name.endswith("_vector"):
+            raise ConfigError(
+                f"the column {column.name} is {column.type} in the catalog and {found} in release {base.release}: give "
+                "it its old type, another name, or take another --db"
+            )
+    differences = {
+        f"model (fingerprint {base.fingerprint[:12]}, now {run.card.fingerprint[:12]})": base.fingerprint
+        != run.card.fingerprint,
+        f"average.text_weight ({base.average_text_weight}, now {weight})": base.average_text_weight != weight,
+        "columns of products": [(f.name, f.type) for f in old] != [(f.name, f.type) for f in schema],
+    }
+    differing = [name for name, is_different in differences.items() if is_different]
+    if differing and absent != 0:
+        how_many = f"{absent:,} of its" if absent else "not all of its"
+        where = "not in this catalog" if absent else "part of this run"
+        raise ConfigError(
+            f"release {base.release} was made with another {' and another '.join(differing)}, and {how_many} "
+            f"{_released(base):,} products are {where}: their vectors would not be comparable. Backfill a catalog that "
+            "holds all of them, use the old settings, or another --db"
+        )
+    return bool(differing)
 
 
-def _read(catalog: Catalog) -> tuple[_Columns, list[str]]:
-    """The id pass, and the product ids by code: codes are given in the order of first rows."""
-    names = catalog.columns
-    is_image_shape = catalog.shape == "image"
-    compared = [getattr(names, role) for role in _COMPARED if is_image_shape and getattr(names, role)]
-    wanted = list(dict.fromkeys([names.product_id, *compared, *([names.image_ordinal] if names.image_ordinal else [])]))
-    code_of: dict[str, int] = {}
-    ids, partitions, rows, ordinals = array("q"), array("i"), array("q"), array("q")
-    hashes = {name: array("q") for name in compared}
-    for number, partition in enumerate(catalog.partitions):
-        row = partition.first_row
-        try:
-            for table in catalog.read(partition, wanted, batch_rows=_PLAN_BATCH_ROWS):
-                values = {name: table.column(name).to_pylist() for name in wanted if name != names.product_id}
-                found = product_ids(table.column(names.product_id))
-                ids.extend(-1 if i is None else code_of.setdefault(i, len(code_of)) for i in found)
-                partitions.extend([number] * len(found))
-                rows.extend(range(row, row + len(found)))
-                row += len(found)
-                for name in compared:
-                    hashes[name].extend(0 if v is None else hash(v) or 1 for v in values[name])
-                if names.image_ordinal:
-                    ordinals.extend(-1 if v is None else v for v in values[names.image_ordinal])
-        except READ_ERRORS:
-            continue  # embedding reads the same pages, and says which rows are lost
-    columns = _Columns(
-        np.frombuffer(ids, dtype=np.int64),
-        np.frombuffer(partitions, dtype=np.int32),
-        np.frombuffer(rows, dtype=np.int64),
-        np.frombuffer(ordinals, dtype=np.int64) if names.image_ordinal else None,
-        {name: np.frombuffer(values, dtype=np.int64) for name, values in hashes.items()},
+def check_deletes(config: Config, order: Order, deletes: int, released: int) -> None:
+    """Stop a run that would delete more products than it may: a catalog that lost rows by accident looks just so.
+
+    Raises:
+        ReleaseRefused: the sentence says how many, and how to confirm it.
+    """
+    if order.confirm_deletes is not None:
+        if order.confirm_deletes != deletes:
+            raise ReleaseRefused(
+                f"--confirm-deletes {order.confirm_deletes} was given, but {deletes:,} of {released:,} products are "
+                "not in this catalog any more; nothing was changed"
+            )
+        return
+    share = deletes / released if released else 0.0
+    if share > config.max_delete_share:
+        raise ReleaseRefused(
+            f"{deletes:,} of {released:,} products ({share:.1%}) are not in this catalog any more; max_delete_share is "
+            f"{config.max_delete_share:.1%}. Nothing was changed. See that the catalog is whole; if they are to go, "
+            f"give --confirm-deletes {deletes}"
+        )
+
+
+def _compared(
+    db: Database,
+    run: Run,
+    catalog: Catalog,
+    order: Order,
+    settings: str,
+    *,
+    cluster: Cluster,
+    scratch: str,
+    stop: Stop,
+) -> Plan:
+    """The plan by content."""
+    base = run.base
+    is_reusable = base is not None and base.fingerprint == run.card.fingerprint and not order.fresh
+    known = known_partitions(db, base)
+    has_same_settings = is_reusable and all(partition.settings == settings for partition in known.values())
+    bad = known_bad(db, base) if has_same_settings else {}
+    changes = plan_changes(
+        db,
+        base,
+        catalog,
+        partial(_scan, run, catalog, cluster=cluster, scratch=scratch, stop=stop),
+        settings=settings,
+        is_truth=order.is_truth,
+        bad=frozenset(bad),
+        is_fresh=not is_reusable,
+        verify_content=order.verify_content,
     )
-    return columns, list(code_of)
+    stop.check()
+    differs = check_base(db, run, catalog, absent=0 if order.is_truth else changes.absent)
+    folder = "" if order.is_shown else scratch
+    wanted = plan_inputs(db, base if is_reusable else None, catalog, changes, bad=frozenset(bad), folder=folder)
+    return Plan(
+        wanted_rows(catalog, wanted),
+        settings,
+        changes.gone,
+        changes.released,
+        changes,
+        wanted,
+        bad,
+        is_rebuilt=base is None or base.fingerprint != run.card.fingerprint,
+        is_averaged_anew=differs,
+    )
 
 
-def _later_rows(
-    catalog: Catalog, columns: _Columns, first_of: np.ndarray, later: np.ndarray
-) -> dict[int, tuple[Reason | None, str]]:
-    """What each row that is not its product's first is: a duplicate, a conflict, or (None) one more image."""
-    result: dict[int, tuple[Reason | None, str]] = {}
-    taken: set[tuple[int, int]] = set()
-    if columns.ordinal is not None:
-        taken = {(int(columns.ids[i]), int(columns.ordinal[i])) for i in first_of if columns.ordinal[i] >= 0}
-    for index in map(int, later):
-        first = int(first_of[columns.ids[index]])
-        partition = catalog.partitions[columns.partition[first]]
-        place = f"row {columns.row[first]} of {partition.name}"
-        if catalog.shape == "product":
-            result[index] = (Reason.DUPLICATE_ID, f"the product was already given in {place}")
-            continue
-        # A null says nothing, so it does not contradict; a value that is not the first row's does.
-        differing = [n for n, h in columns.hashes.items() if h[index] not in (0, h[first])]
-        if differing:
-            detail = f"{', '.join(differing)} differ from the product's first row, {place}"
-            result[index] = (Reason.CONFLICTING_ROW, detail)
-            continue
-        if columns.ordinal is not None and columns.ordinal[index] >= 0:
-            key = (int(columns.ids[index]), int(columns.ordinal[index]))
-            if key in taken:
-                detail = f"image_ordinal {key[1]} was already given to an earlier image of the product"
-                result[index] = (Reason.CONFLICTING_ROW, detail)
-                continue
-            taken.add(key)
-        result[index] = (None, "")
-    return result
+def wanted_rows(catalog: Catalog, wanted: Wanted) -> RowPlans:
+    """The rows that hold wanted inputs; all others are skipped."""
+    rows: dict[str, RowPlan] = {}
+    for partition in catalog.partitions:
+        if partition.name in wanted.files:
+            first, stop = partition.span
+            others = np.setdiff1d(np.arange(first, stop), wanted.files[partition.name].rows, assume_unique=True)
+            rows[partition.name] = RowPlan(skipped=others)
+    total = sum(len(file.rows) for file in wanted.files.values())
+    return RowPlans(rows, frozenset(rows), total, total)
+
+
+def _scan(
+    run: Run, catalog: Catalog, partitions: Sequence[Partition], *, cluster: Cluster, scratch: str, stop: Stop
+) -> Mapping[str, str]:
+    """Scan partitions, by tasks where they are large; returns the scanned file of each."""
+    numbers = {partition.name: i for i, partition in enumerate(catalog.partitions)}
+    config = run.config
+    settings = LoadSettings(catalog.root, config.images.limits, config.fetch, _SCAN_THREADS)
+    groups: list[list[tuple[Partition, str]]] = [[]]
+    size = 0
+    for partition in partitions:
+        if size and size + partition.size_bytes > _TASK_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append((partition, f"{scratch}/{numbers[partition.name]}.scanned.parquet"))
+        size += partition.size_bytes
+    is_brief = sum(partition.size_bytes for partition in partitions) <= _BRIEF_BYTES
+    if not is_brief:
+        cluster.join()
+    found: list[Any] = run_tasks(
+        scan_partitions, [(catalog, group, settings) for group in groups], stop=stop, is_brief=is_brief
+    )
+    return {scanned.partition: scanned.path for part in found for scanned in part}
+
+
+def _released(base: Release | None) -> int:
+    return int(base.checks.get("products", 0)) if base else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,9 @@ import pyarrow.parquet as pq
 from pipeline.paths import resolve
 from pipeline.records import Reason
 from pipeline.run.partition import PartitionResult
-from pipeline.run.staging import METADATA, read_staged
+from pipeline.run.scan import METADATA
+from pipeline.run.spill import key_hashes
+from pipeline.run.staging import read_staged
 from pipeline.store.schemas import images_schema, products_schema, rejects_schema
 
 _KEYS = ("kind", "product_id", "row", "ordinal", "sha256", "vector", "reason")
@@ -71,7 +72,8 @@ def read_bucket(sources: Sequence[Staged], carried: Sequence[pa.Field], bucket: 
     for source in sources:
         for batch in read_staged(source.path, columns):
             table = pa.Table.from_batches([batch])
-            table = table.filter(pc.is_valid(table.column("product_id")))
+            is_part = pc.not_equal(table.column("kind"), "seen")
+            table = table.filter(pc.and_(pc.is_valid(table.column("product_id")), is_part))
             if buckets > 1:
                 table = table.filter(pa.array(bucket_of(table.column("product_id"), buckets) == bucket))
             if table.num_rows:
@@ -82,8 +84,7 @@ def read_bucket(sources: Sequence[Staged], carried: Sequence[pa.Field], bucket: 
 
 def bucket_of(product_ids: pa.ChunkedArray, buckets: int) -> np.ndarray:
     """int64 (N,): the bucket of each id, by a hash that is the same in every process."""
-    digests = [hashlib.blake2b(i.encode(), digest_size=8).digest() for i in product_ids.to_pylist()]
-    return np.frombuffer(b"".join(digests), dtype=np.uint64).astype(np.uint64) % np.uint64(buckets)
+    return (key_hashes(product_ids) % np.uint64(buckets)).astype(np.int64)
 
 
 def reduce_products(rows: pa.Table, how: Reduction) -> Reduced:
@@ -141,6 +142,22 @@ def reduce_products(rows: pa.Table, how: Reduction) -> Reduced:
         for i in no_input.tolist()
     ]
     return Reduced(products.filter(pa.array((text_of >= 0) | (counts > 0))), ids, empty, ordinals)
+
+
+def average_vectors(products: pa.RecordBatch, how: Reduction) -> pa.Array:
+    """The averages of released products, anew from their text and image vectors: fixed_size_list<float32>[D].
+
+    The vectors are read back as float32, so an average may differ from a fresh one in the last bit.
+    """
+
+    def matrix(name: str) -> tuple[np.ndarray, np.ndarray]:
+        column = products.column(name)
+        has_vector = np.asarray(column.is_valid().to_numpy(zero_copy_only=False), dtype=bool)
+        vectors = np.zeros((len(column), how.dim))
+        vectors[has_vector] = column.drop_null().flatten().to_numpy().reshape(-1, how.dim)
+        return vectors, has_vector
+
+    return _vectors(*_average(*matrix("text_vector"), *matrix("image_vector"), how.text_weight))
 
 
 def image_rows(source: Staged, dim: int, ordinals: Mapping[int, int] | None) -> Iterator[pa.RecordBatch]:

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, ReleaseRefused, RunError, described
-from pipeline.run.load import commit
+from pipeline.errors import ReleaseRefused, RunError, described
+from pipeline.run.load import Extent, commit
 from pipeline.run.partition import PartitionResult
-from pipeline.run.plan import Plan
 from pipeline.run.reduce import Reduction, reject_rows, staged_files, write_table
 from pipeline.run.report import Run, counts
 from pipeline.run.signals import Stop
@@ -28,37 +27,6 @@ from pipeline.store.verify import verify
 
 Gate = Callable[[Config, Release | None], None]
 """Handed in by the job: raises ReleaseRefused where the committed tables make search worse than the release."""
-
-
-def check_base(db: Database, run: Run, how: Reduction, plan: Plan) -> bool:
-    """Whether the run makes the tables whole and new: on a first load, or where old rows could not stand beside new.
-
-    Raises:
-        ConfigError: the new rows cannot stand beside the old ones, and the catalog does not cover those.
-    """
-    if run.base is None:
-        return True
-    old = db.dataset("products", run.base.versions["products"])
-    schema = products_schema(how.dim, how.carried)
-    differences = {
-        f"model (fingerprint {run.base.fingerprint[:12]}, now {run.card.fingerprint[:12]})": run.base.fingerprint
-        != run.card.fingerprint,
-        f"average.text_weight ({run.base.average_text_weight}, now {how.text_weight})": run.base.average_text_weight
-        != how.text_weight,
-        "columns of products": [(f.name, f.type) for f in old.schema] != [(f.name, f.type) for f in schema],
-    }
-    differing = [name for name, is_different in differences.items() if is_different]
-    if not differing:
-        return False
-    ids = old.to_table(columns=["product_id"]).column("product_id")
-    covered = pc.sum(pc.is_in(ids, plan.product_ids)).as_py() or 0
-    if covered < len(ids):
-        raise ConfigError(
-            f"release {run.base.release} was made with another {' and another '.join(differing)}, and "
-            f"{len(ids) - covered:,} of its {len(ids):,} products are not in this catalog: their vectors would not be "
-            "comparable. Backfill a catalog that holds all of them, use the old settings, or another --db"
-        )
-    return True
 
 
 def check_rejects(run: Run, results: Sequence[PartitionResult]) -> None:
@@ -89,15 +57,15 @@ def check_rejects(run: Run, results: Sequence[PartitionResult]) -> None:
     )
 
 
-def is_unchanged(db: Database, run: Run, how: Reduction, plan: Plan) -> bool:
+def is_unchanged(db: Database, run: Run, how: Reduction, extent: Extent) -> bool:
     """Whether the run's products and rejects are what the newest release holds of them already."""
     base, loaded = run.base, run.loaded
-    if base is None or loaded is None or base.fingerprint != run.card.fingerprint:
+    if base is None or loaded is None or base.fingerprint != run.card.fingerprint or len(extent.gone):
         return False
     if base.average_text_weight != how.text_weight:
         return False
-    ids = pa.concat_arrays(loaded.ids) if loaded.ids else pa.array([], pa.string())
-    if base.checks.get("content") != f"{loaded.content:032x}":  # the whole table's, which is known
+    ids = pa.concat_arrays([pa.array([], pa.string()), *loaded.ids])
+    if len(ids) and base.checks.get("content") != f"{loaded.content:032x}":  # the whole table's, which is known
         old = db.dataset("products", base.versions["products"])
         if [field.name for field in old.schema] != [field.name for field in products_schema(how.dim, how.carried)]:
             return False
@@ -110,7 +78,7 @@ def is_unchanged(db: Database, run: Run, how: Reduction, plan: Plan) -> bool:
     rejects = db.dataset("rejects", base.versions["rejects"]).to_table(columns=keys)
     is_ours = pc.or_(
         pc.is_in(rejects.column("product_id"), ids),
-        pc.is_in(rejects.column("partition"), pa.array(sorted(plan.pending), pa.string())),
+        pc.is_in(rejects.column("partition"), pa.array(extent.partitions, pa.string())),
     )
     old_rejects = rejects.filter(is_ours).to_pylist()
     return sorted(map(repr, old_rejects)) == sorted(map(repr, loaded.rejects.select(keys).to_pylist()))
@@ -120,9 +88,8 @@ def release(
     db: Database,
     run: Run,
     how: Reduction,
-    plan: Plan,
+    extent: Extent,
     *,
-    is_whole: bool,
     gate: Gate | None,
     stop: Stop,
     lease: Lease | None = None,
@@ -143,10 +110,8 @@ def release(
         check()
         if base is not None:
             restore(db, base.versions, run_id=run.run_id)
-        partitions = sorted(plan.pending)
-        rows = commit(db, loaded, how, is_whole=is_whole, partitions=partitions, run_id=run.run_id, check=check)
-        if base is not None:
-            run.deleted = _lost_products(db, base)
+        rows = commit(db, loaded, how, extent, run_id=run.run_id, check=check)
+        run.deleted = len(extent.gone)
         check()
         index = build_indices(db.uri, min_rows=settings.index_min_rows, min_recall=settings.min_recall)
         versions = {table: db.latest_version(table) for table in TABLES}
@@ -183,10 +148,3 @@ def _writing() -> Iterator[None]:
             f"the tables could not be written ({described(error)}); readers keep the release that they have, and what "
             "was staged is kept: see that no other run writes this database, and run the same command again"
         ) from error
-
-
-def _lost_products(db: Database, base: Release) -> int:
-    """How many products of the release are not in the committed table any more."""
-    old = db.dataset("products", base.versions["products"]).to_table(columns=["product_id"]).column("product_id")
-    new = db.dataset("products").to_table(columns=["product_id"]).column("product_id")
-    return len(old) - int(pc.sum(pc.is_in(old, new)).as_py() or 0)

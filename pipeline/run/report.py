@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-import pyarrow.compute as pc
-
 from pipeline.config import Config
 from pipeline.model import ModelCard
 from pipeline.run.load import Loaded
@@ -33,6 +31,8 @@ class Run:
     base: Release | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
+    products: int = 0
+    rejected_rows: int = 0
     actors: list[ActorInfo] = field(default_factory=list)
     loaded: Loaded | None = None
     deleted: int = 0
@@ -48,17 +48,16 @@ class Run:
 
 def counts(run: Run) -> dict[str, int]:
     """What the run counted: `inputs = texts + images = embedded + reused + rejected`; whole rows are apart."""
-    progress, loaded = run.progress, run.loaded
-    row_rejects = pc.sum(pc.equal(loaded.rejects.column("input"), "row")).as_py() or 0 if loaded else 0
+    progress = run.progress
     return {
-        "products": loaded.products if loaded else 0,
+        "products": run.products,
         "inputs": progress.texts + progress.images,
         "texts": progress.texts,
         "images": progress.images,
         "embedded": progress.embedded,
         "reused": progress.reused,
         "rejected": progress.rejected,
-        "rejected_rows": row_rejects,
+        "rejected_rows": run.rejected_rows,
         "deleted": run.deleted,
         "truncated_texts": progress.truncated_texts,
     }

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from pipeline.catalog.partitions import Catalog, Partition
+from pipeline.catalog.products import RowPlan
 from pipeline.config import Config
 from pipeline.errors import TwotowerError
 from pipeline.run.cluster import PoolSize, size_pool
 from pipeline.run.embed import EmbedSettings, ReuseSource
+from pipeline.run.fill import FillWork, fill_partitions, gather_shared
 from pipeline.run.ledger import Ledger, work_key
+from pipeline.run.load import BRIEF_INPUTS
 from pipeline.run.partition import PartitionResult, Work, joined, stage_condemned
 from pipeline.run.plan import Plan
 from pipeline.run.pool import Pool
 from pipeline.run.progress import Progress, ProgressDisplay
 from pipeline.run.report import Run
+from pipeline.run.rows import RowPlans
 from pipeline.run.schedule import Schedule, Unit
 from pipeline.run.signals import Stop
+from pipeline.run.tasks import run_tasks
+from pipeline.run.wanted import WantedFile
 from pipeline.run.writer import Writer
 from pipeline.store.releases import now
+from pipeline.store.tables import Database
 
 log = logging.getLogger(__name__)
 
 
 def stage(
-    run: Run, catalog: Catalog, plan: Plan, *, fresh: bool, stop: Stop, writer: Writer
+    run: Run,
+    catalog: Catalog,
+    plan: RowPlans,
+    *,
+    fresh: bool,
+    stop: Stop,
+    writer: Writer,
+    join: Callable[[], None],
+    wanted: Mapping[str, WantedFile] | None = None,
 ) -> dict[str, PartitionResult]:
     """Stage every partition: those of an earlier, broken run are taken as they are, the others go through the pool.
 
@@ -40,11 +57,17 @@ def stage(
         fresh: embed every input again.
         stop: ends the work when it is set.
         writer: takes the lease once the actors are there, before anything is written.
+        join: called before the pool starts.
+        wanted: the only inputs to embed, by partition; None: all of the plan's rows.
     """
     config = run.config
     ledger = Ledger(config.staging_path)
     partitions = {p.name: p for p in catalog.partitions if p.name in plan.pending}
-    facts = {name: _facts(run, catalog, partition, plan, fresh) for name, partition in partitions.items()}
+    wanted = wanted or {}
+    facts = {
+        name: _facts(run, catalog, partition, plan, fresh) | ({"wanted": wanted[name].digest} if name in wanted else {})
+        for name, partition in partitions.items()
+    }
     keys = {name: work_key(fact) for name, fact in facts.items()}
     # What could not be fetched may be there by now: an outage is not taken over from a run that was not released.
     results = {name: found for name, found in ledger.find(keys).items() if not found.counts.get("fetch_failed")}
@@ -58,7 +81,8 @@ def stage(
 
         def work_for(unit: Unit) -> Work:
             name = unit.partition
-            return Work(partitions[name], plan.rows_of(name), unit, ledger.staged_path(name))
+            path = wanted[name].path if name in wanted else None
+            return Work(partitions[name], plan.rows_of(name), unit, ledger.staged_path(name), path)
 
         def on_done(unit: Unit, result: PartitionResult, is_complete: bool) -> None:
             name = unit.partition
@@ -79,14 +103,16 @@ def stage(
             display.update(progress)
             writer.check()
 
+        join()
         size = size_pool(config, len(pending))
+        reuse = None if wanted else _reuse(run, fresh)
         schedule = Schedule(
-            {name: partition.span for name, partition in pending.items()},
+            {name: _span(partition, wanted.get(name)) for name, partition in pending.items()},
             max_attempts=config.pool.max_attempts,
             max_crashes=config.pool.max_crashes,
         )
         try:
-            with Pool(size, _settings(config, size), catalog, _reuse(run, fresh), config=config, stop=stop) as pool:
+            with Pool(size, _settings(config, size), catalog, reuse, config=config, stop=stop) as pool:
                 run.actors = pool.infos
                 for info in pool.infos:
                     gpus = ",".join(info.gpu_ids) or "none"
@@ -100,20 +126,76 @@ def stage(
             raise
         finally:
             display.close()
-    run.progress = Progress()
-    for result in results.values():
-        run.progress.add(result.counts, result.seconds)
     return results
 
 
-def _facts(run: Run, catalog: Catalog, partition: Partition, plan: Plan, fresh: bool) -> dict[str, Any]:
+def fill(
+    run: Run,
+    catalog: Catalog,
+    plan: Plan,
+    embedded: Mapping[str, PartitionResult],
+    *,
+    folder: str,
+    stop: Stop,
+    join: Callable[[], None],
+) -> dict[str, PartitionResult]:
+    """Stage the products that changed, of every scanned partition, with vectors from the actors and from the release.
+
+    Args:
+        run: its base is where vectors are taken from, and its counts grow.
+        catalog: names the carried columns.
+        plan: with changes.
+        embedded: what the actors staged of the wanted inputs, by partition.
+        folder: of the run's own, for the staged files.
+        stop: ends the work when it is set.
+        join: called where tasks are worth their processes.
+    """
+    changes, base = plan.changes, run.base
+    assert changes is not None
+    db = Database(run.config.db)
+    release = base if base is not None and base.fingerprint == run.card.fingerprint else None
+    shared = [
+        (plan.wanted.files[name], result) for name, result in embedded.items() if plan.wanted.files[name].has_shared
+    ]
+    shared_path = f"{folder}/shared.parquet" if shared else ""
+    if shared:
+        gather_shared(shared, shared_path, run.card.dim)
+    numbers = {partition.name: i for i, partition in enumerate(catalog.partitions)}
+    works = [
+        FillWork(
+            partition=name,
+            scanned_path=path,
+            touched=changes.touched_rows.get(name, np.zeros(0, np.int64)),
+            plan=changes.roles.get(name, RowPlan()),
+            embedded=embedded.get(name),
+            shared_path=shared_path,
+            release=release,
+            bad=plan.bad,
+            staged_path=f"{folder}/{numbers[name]}.filled.parquet",
+        )
+        for name, path in changes.scanned.items()
+    ]
+    rows = sum(len(work.touched) for work in works)
+    is_brief = rows <= BRIEF_INPUTS
+    if not is_brief:
+        join()
+    tasks = [(db, [work], run.card.dim, catalog.carried) for work in works]
+    filled = run_tasks(fill_partitions, tasks, stop=stop, is_brief=is_brief)
+    return {result.name: result for part in filled for result in part}
+
+
+def _span(partition: Partition, wanted: WantedFile | None) -> tuple[int, int]:
+    """First row and row after the last of those that are to be embedded."""
+    return partition.span if wanted is None else (int(wanted.rows[0]), int(wanted.rows[-1]) + 1)
+
+
+def _facts(run: Run, catalog: Catalog, partition: Partition, plan: RowPlans, fresh: bool) -> dict[str, Any]:
     """Everything that decides what a partition's staged files hold: its content, the model, the settings."""
     row_plan = plan.rows_of(partition.name)
-    rows = (sorted(row_plan.rejected.items()), sorted(row_plan.followers), sorted(row_plan.skipped))
     return {
         "identity": partition.identity,
         "row_groups": list(partition.row_groups),
-        "rows": hashlib.sha256(repr(rows).encode()).hexdigest(),
+        "rows": row_plan.digest(),
         "fingerprint": run.card.fingerprint,
         "columns": asdict(catalog.columns),
         "shape": catalog.shape,

@@ -20,8 +20,16 @@ import pyarrow.parquet as pq
 from pipeline.errors import RunError, first_line
 from pipeline.paths import is_uri, resolve
 from pipeline.records import Product, Rejected
+from pipeline.run.scan import METADATA
 
-METADATA = ("title", "description", "broad_category", "fine_category")
+
+@dataclass(frozen=True, slots=True)
+class SeenRow:
+    """A catalog row with an id, and what it says (`row_digest`); no digest where it was not read to its end."""
+
+    product_id: str | None
+    row: int
+    digest: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class EmbeddedInput:
 
 
 def staged_schema(dim: int, carried: Sequence[pa.Field]) -> pa.Schema:
-    """Rows of three kinds: `row` (a product's metadata), `text` and `image`; a row with a `reason` is a reject."""
+    """Rows of four kinds: `row` (a product's metadata), `text`, `image`, `seen`; a row with a `reason` is a reject."""
     return pa.schema(
         [
             pa.field("kind", pa.string(), nullable=False),
@@ -64,6 +72,7 @@ def staged_schema(dim: int, carried: Sequence[pa.Field]) -> pa.Schema:
             pa.field("is_reused", pa.bool_()),
             pa.field("reason", pa.string()),
             pa.field("detail", pa.string()),
+            pa.field("digest", pa.binary(16)),
             *[pa.field(name, pa.string()) for name in METADATA],
             *[pa.field(f"carried.{field.name}", field.type) for field in carried],
         ]
@@ -92,11 +101,18 @@ class StagedWriter:
         )
         self.sha256 = ""
 
-    def write(self, products: Iterable[Product], inputs: Iterable[EmbeddedInput], rejects: Iterable[Rejected]) -> None:
+    def write(
+        self,
+        products: Iterable[Product],
+        inputs: Iterable[EmbeddedInput],
+        rejects: Iterable[Rejected],
+        seen: Iterable[SeenRow] = (),
+    ) -> None:
         """Append one batch."""
         rows = [self._metadata_row(product) for product in products if product.is_first]
         rows += [_input_row(item) for item in inputs]
         rows += [_reject_row(reject) for reject in rejects]
+        rows += [{"kind": "seen", "product_id": s.product_id, "row": s.row, "digest": s.digest} for s in seen]
         if rows:
             columns = {name: [row.get(name) for row in rows] for name in self._schema.names if name != "vector"}
             arrays = [

@@ -24,7 +24,7 @@ def run_tasks(
         function: takes what a tuple holds.
         arguments: one tuple a task.
         stop: cancels the tasks when it is set.
-        is_brief: a single call takes a second or two; it is made here, where it costs no process.
+        is_brief: all of it takes a second or two; the calls are made here, where they cost no process.
 
     Raises:
         RunInterrupted: `stop` was set.
@@ -32,8 +32,8 @@ def run_tasks(
     stop.check()
     if not arguments:
         return []
-    if is_brief and len(arguments) == 1:
-        return [function(*arguments[0])]
+    if is_brief:
+        return [function(*a) for a in arguments]
     task = ray.remote(num_cpus=1, max_retries=2)(function)
     waiting = [task.remote(*a) for a in arguments]
     pending = waiting

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lance
@@ -11,9 +11,14 @@ import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata
 
 from pipeline.errors import ReleaseRefused, RunError
-from pipeline.store.tables import Database
+from pipeline.store.tables import Database, write_rows
 
 _RUN = "run_id"
+_BATCH_ROWS = 4096
+WORN_SHARE = 0.3
+"""A fragment of which more is deleted is written anew: reading it reads what is gone, too."""
+SMALL_ROWS, MOST_SMALL = 50_000, 16
+"""More fragments of fewer rows are written into one: each costs a file to open, and an index its own segment."""
 
 
 def replace_all(db: Database, table: str, schema: pa.Schema, fragments: Sequence[str], *, run_id: str) -> int:
@@ -29,9 +34,18 @@ def replace_all(db: Database, table: str, schema: pa.Schema, fragments: Sequence
 
 
 def replace_rows(
-    db: Database, table: str, keys: Mapping[str, pa.Array], fragments: Sequence[str], *, run_id: str
+    db: Database,
+    table: str,
+    keys: Mapping[str, pa.Array],
+    fragments: Sequence[str],
+    *,
+    run_id: str,
+    both: Mapping[str, pa.Array] | None = None,
 ) -> int:
     """Take out the rows whose columns hold one of `keys`, and add the fragments, in one commit on the latest version.
+
+    Fragments of which more than `WORN_SHARE` is deleted, and those under `SMALL_ROWS` once there are more than
+    `MOST_SMALL` of them, are written anew in the same commit: a table of many small changes stays quick to read.
 
     Args:
         db: the database.
@@ -39,29 +53,67 @@ def replace_rows(
         keys: column to values; a row that matches in any of the columns leaves.
         fragments: from `write_rows`.
         run_id: kept in the transaction's properties.
+        both: column to values; a row that matches in all of the columns leaves too.
 
     Returns:
         How many rows the table has to have now.
     """
     dataset = db.dataset(table)
     count = int(dataset.count_rows())
+    values = {name: pa.array(wanted) for name, wanted in keys.items()}
     removed: list[int] = []
-    updated: list[FragmentMetadata] = []
+    changed: list[tuple[Any, list[int]]] = []
+    kept: list[Any] = []
     for fragment in dataset.get_fragments():
-        rows = fragment.to_table(columns=list(keys), with_row_address=True)
-        leaving = _any([pc.is_in(rows.column(name), pa.array(values)) for name, values in keys.items()])
+        rows = fragment.to_table(columns=list({**keys, **(both or {})}), with_row_address=True)
+        leaving = _any([pc.is_in(rows.column(name), wanted) for name, wanted in values.items()])
+        if both:
+            leaving = pc.or_(leaving, _all([pc.is_in(rows.column(name), wanted) for name, wanted in both.items()]))
         addresses = rows.column("_rowaddr").filter(leaving).to_pylist()
-        if not addresses:
-            continue
         count -= len(addresses)
         if len(addresses) == rows.num_rows:
             removed.append(fragment.fragment_id)
+        elif addresses:
+            changed.append((fragment, addresses))
         else:
-            updated.append(fragment.delete(f"_rowaddr IN ({','.join(map(str, addresses))})"))
+            kept.append(fragment)
+    worn = _worn(changed, kept)
+    updated = [
+        fragment.delete(f"_rowaddr IN ({','.join(map(str, addresses))})")
+        for fragment, addresses in changed
+        if fragment.fragment_id not in worn
+    ]
     new = [FragmentMetadata.from_json(f) for f in fragments]
+    added = sum(int(fragment.physical_rows) for fragment in new)
+    if worn:
+        leaving_rows = {fragment.fragment_id: addresses for fragment, addresses in changed}
+        batches = _remaining([f for f in dataset.get_fragments() if f.fragment_id in worn], leaving_rows)
+        again = write_rows(db, table, dataset.schema, batches, is_whole=False)
+        new += [FragmentMetadata.from_json(f) for f in again]
+        removed += sorted(worn)
     operation = lance.LanceOperation.Update(removed_fragment_ids=removed, updated_fragments=updated, new_fragments=new)
     commit(db, table, operation, int(dataset.version), run_id=run_id)
-    return count + sum(int(fragment.physical_rows) for fragment in new)
+    return count + added
+
+
+def _worn(changed: Sequence[tuple[Any, Sequence[int]]], kept: Sequence[Any]) -> set[int]:
+    """Fragments to be written anew: mostly deleted, or small and many."""
+    after = {fragment: fragment.num_deletions + len(addresses) for fragment, addresses in changed}
+    after |= {fragment: fragment.num_deletions for fragment in kept}
+    worn = {f.fragment_id for f, deleted in after.items() if deleted > WORN_SHARE * f.physical_rows}
+    small = {f.fragment_id for f, deleted in after.items() if f.physical_rows - deleted < SMALL_ROWS}
+    return worn | (small if len(small) > MOST_SMALL else set())
+
+
+def _remaining(fragments: Sequence[Any], leaving: Mapping[int, Sequence[int]]) -> Iterator[pa.RecordBatch]:
+    """The rows of fragments that do not leave."""
+    for fragment in fragments:
+        gone = pa.array(leaving.get(fragment.fragment_id, ()), pa.uint64())
+        for batch in fragment.scanner(with_row_address=True, batch_size=_BATCH_ROWS).to_batches():
+            stays = pc.invert(pc.is_in(batch.column("_rowaddr"), gone))
+            rows = batch.filter(stays).drop_columns(["_rowaddr"])
+            if rows.num_rows:
+                yield rows
 
 
 def commit(db: Database, table: str, operation: Any, read_version: int, *, run_id: str) -> int:
@@ -187,6 +239,10 @@ def _version_of(db: Database, table: str, uuid: str, after: int) -> int | None:
         if _transaction(db, table, version).uuid == uuid:
             return version
     return None
+
+
+def _all(masks: Sequence[Any]) -> Any:
+    return pc.invert(_any([pc.invert(mask) for mask in masks]))
 
 
 def _any(masks: Sequence[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The Arrow schemas of the five tables that people query, and of their keys."""
+"""The Arrow schemas of all tables, and of their keys."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-TABLES = ("products", "images", "rejects")
+SCHEMA_VERSION = 2
+TABLES = ("products", "images", "rejects", "partitions", "catalog_rows")
 """The tables that a release pins; `runs` and `releases` only grow."""
 
 PRIMARY_KEY = {b"lance-schema:unenforced-primary-key": b"true"}
@@ -79,6 +79,39 @@ def rejects_schema() -> pa.Schema:
     )
 
 
+def partitions_schema() -> pa.Schema:
+    """One row per catalog partition as of the release: what a later run compares, to leave the partition unread.
+
+    `digest` is of size, modification time, footer and row groups, empty where the partition has to be read again;
+    `settings` is of everything else that decides what its rows say. The counts are of inputs and of whole rows.
+    """
+    counts = ("rows", "products", "texts", "images", "rejected", "rejected_rows")
+    return pa.schema(
+        [
+            key("partition", pa.string()),
+            pa.field("digest", pa.string(), nullable=False),
+            pa.field("settings", pa.string(), nullable=False),
+            *[pa.field(name, pa.int64(), nullable=False) for name in counts],
+            pa.field("run_id", pa.string(), nullable=False),
+        ]
+    )
+
+
+def catalog_rows_schema() -> pa.Schema:
+    """One row per catalog row that has a part in the release: whose it is, and a digest of what it says.
+
+    `digest` is 16 bytes from `pipeline.catalog.products.row_digest`, null where the row was not read to its end.
+    """
+    return pa.schema(
+        [
+            pa.field("product_id", pa.string()),
+            pa.field("partition", pa.string(), nullable=False),
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("digest", pa.binary(16)),
+        ]
+    )
+
+
 def runs_schema() -> pa.Schema:
     """One row per run, released or not; `counts`, `stages`, `rates` and `versions` are JSON objects."""
     return pa.schema(
@@ -112,6 +145,8 @@ def releases_schema() -> pa.Schema:
             pa.field("products_version", pa.int64(), nullable=False),
             pa.field("images_version", pa.int64(), nullable=False),
             pa.field("rejects_version", pa.int64(), nullable=False),
+            pa.field("partitions_version", pa.int64(), nullable=False),
+            pa.field("catalog_rows_version", pa.int64(), nullable=False),
             pa.field("model", pa.string(), nullable=False),
             pa.field("model_id", pa.string(), nullable=False),
             pa.field("fingerprint", pa.string(), nullable=False),

@@ -104,7 +104,9 @@ def ensure(db: Database, table: str, schema: pa.Schema) -> None:
 def vectors_by_sha256(
     db: Database, table: str, version: int, column: str, sha256s: Sequence[str], fields: Sequence[str]
 ) -> pa.Table:
-    """Rows of a released table whose hash column holds one of `sha256s`, one row per hash at least.
+    """Rows of a released table whose hash column holds one of `sha256s`, one row per hash that is there.
+
+    A photo may be in thousands of products, so the rows are found by hash and address first, and one of each is read.
 
     Args:
         db: the database.
@@ -115,4 +117,7 @@ def vectors_by_sha256(
         fields: columns to return beside it.
     """
     quoted = ",".join(f"'{value}'" for value in sha256s)  # hex digests of our own: nothing to escape
-    return db.dataset(table, version).to_table(columns=[column, *fields], filter=f"{column} IN ({quoted})")
+    dataset = db.dataset(table, version)
+    found = dataset.to_table(columns=[column], filter=f"{column} IN ({quoted})", with_row_address=True)
+    first = found.group_by(column).aggregate([("_rowaddr", "min")]).column("_rowaddr_min")
+    return dataset._take_rows(sorted(first.to_pylist()), columns=[column, *fields])

@@ -11,7 +11,14 @@ from pipeline.errors import ReleaseRefused
 from pipeline.store.content import Faults, Hashes, names_of, scan_images, scan_products
 from pipeline.store.files import damaged_files
 from pipeline.store.indices import MIN_RECALL, MODES, SCALAR_INDICES, index_statistics
-from pipeline.store.schemas import TABLES, images_schema, products_schema, rejects_schema
+from pipeline.store.schemas import (
+    TABLES,
+    catalog_rows_schema,
+    images_schema,
+    partitions_schema,
+    products_schema,
+    rejects_schema,
+)
 from pipeline.store.tables import Database
 
 
@@ -101,7 +108,8 @@ def _columns(db: Database, versions: Mapping[str, int]) -> list[str]:
         dim = products.field("avg_vector").type.list_size
     except (KeyError, AttributeError):
         return ["products has no column avg_vector of vectors"]
-    for table, schema in zip(TABLES, (products_schema(dim), images_schema(dim), rejects_schema()), strict=True):
+    schemas = (products_schema(dim), images_schema(dim), rejects_schema(), partitions_schema(), catalog_rows_schema())
+    for table, schema in zip(TABLES, schemas, strict=True):
         dataset = db.dataset(table, versions[table])
         for field in schema:
             found = dataset.schema.field(field.name).type if field.name in dataset.schema.names else None

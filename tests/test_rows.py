@@ -11,7 +11,7 @@ from small_catalog import Item, items, jpeg, write_images, write_products
 from pipeline.catalog.partitions import Catalog, open_catalog
 from pipeline.config import CatalogConfig, ColumnsConfig
 from pipeline.records import Reason
-from pipeline.run.plan import plan_rows
+from pipeline.run.rows import plan_rows
 
 
 def _open(folder: Path) -> Catalog:
@@ -21,7 +21,7 @@ def _open(folder: Path) -> Catalog:
 def test_a_clean_catalog_needs_no_row_plan(tmp_path: Path) -> None:
     plan = plan_rows(_open(write_products(tmp_path, [items(4), items(3, seed=1)])))
     assert plan.rows == {}
-    assert len(plan.product_ids) == 7
+    assert plan.products == 7
     assert plan.total_rows == 7
 
 
@@ -35,7 +35,7 @@ def test_the_first_row_of_an_id_wins_across_files(tmp_path: Path) -> None:
     reason, detail = plan.rows[later].rejected[0]
     assert reason == Reason.DUPLICATE_ID
     assert catalog.partitions[0].name in detail
-    assert plan.product_ids.to_pylist() == ["p0-0000", "p0-0001", "p0-0002", "new"]
+    assert plan.products == 4
 
 
 def test_a_later_row_of_the_image_shape_is_one_more_image_or_a_conflict(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_later_row_of_the_image_shape_is_one_more_image_or_a_conflict(tmp_path
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     catalog = _open(tmp_path)
     (plan,) = plan_rows(catalog).rows.values()
-    assert plan.followers == {1, 3}
+    assert plan.followers.tolist() == [1, 3]
     assert {row: reason for row, (reason, _) in plan.rejected.items()} == dict.fromkeys(
         (2, 4, 5), Reason.CONFLICTING_ROW
     )
@@ -62,11 +62,11 @@ def test_a_later_row_of_the_image_shape_is_one_more_image_or_a_conflict(tmp_path
 def test_a_limit_takes_whole_products_from_the_front(tmp_path: Path, limit: int) -> None:
     catalog = _open(write_images(tmp_path, items(7, images=3), files=3, seed=5))
     plan = plan_rows(catalog, limit=limit)
-    kept = set(plan.product_ids.to_pylist())
-    assert len(kept) == min(limit, 7)
     ids = {p.name: pq.read_table(p.path).column("product_id").to_pylist() for p in catalog.partitions}
+    kept = set(list(dict.fromkeys(i for p in catalog.partitions for i in ids[p.name]))[:limit])
+    assert plan.products == len(kept) == min(limit, 7)
     for partition in catalog.partitions:
-        skipped = plan.rows[partition.name].skipped if partition.name in plan.rows else frozenset()
+        skipped = plan.rows_of(partition.name).skipped.tolist()
         assert {i for row, i in enumerate(ids[partition.name]) if row not in skipped} <= kept
         assert all(ids[partition.name][row] not in kept for row in skipped)
         assert (partition.name in plan.pending) == (len(skipped) < partition.rows)
@@ -85,4 +85,4 @@ def test_any_shuffle_settles_every_row(tmp_path: Path) -> None:
     plan = plan_rows(catalog)
     rejected = sum(len(p.rejected) for p in plan.rows.values())
     assert rejected == 300 - len(set(ids))
-    assert set(plan.product_ids.to_pylist()) == set(ids)
+    assert plan.products == len(set(ids))
