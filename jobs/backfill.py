@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
         "2 wrong arguments, config, model, catalog or cluster, and nothing was written",
     )
     add_run_arguments(result)
+    add_plan_arguments(result)
     result.add_argument("--limit", type=positive, metavar="N", help="only the first N products, for a trial run")
     result.add_argument("--fresh", action="store_true", help="embed every input again, though its vector is known")
     return result
@@ -37,6 +43,38 @@ def add_run_arguments(result: argparse.ArgumentParser) -> None:
     add_log_level(result)
 
 
+def add_plan_arguments(result: argparse.ArgumentParser) -> None:
+    """What shows a plan without carrying it out."""
+    result.add_argument(
+        "--dry-run", action="store_true", help="show what would be done and what it would cost, and end"
+    )
+    result.add_argument(
+        "--price-per-gpu-hour", type=_price, metavar="X", help="with --dry-run: tell the cost, in X's currency"
+    )
+
+
+def show_plan(config: Config, arguments: argparse.Namespace, **order: Any) -> Mapping[str, Any]:
+    """Print the plan as a table, or give it for `--json`."""
+    from pipeline.run.plan import Order
+    from pipeline.run.preview import describe, preview
+
+    job = "reindex" if order.get("is_truth") else "backfill"
+    told = preview(config, Order(job, is_shown=True, **order), price_per_gpu_hour=arguments.price_per_gpu_hour)
+    if not arguments.json:
+        print(describe(told))
+    return told
+
+
+def _price(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"takes a number from 0, not {text!r}")
+    return value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = parser().parse_args(argv)
@@ -52,6 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             db=arguments.db,
             model_name=arguments.model,
         )
+        if arguments.dry_run:
+            if arguments.limit is not None:
+                raise ConfigError("--dry-run plans the whole catalog; leave out --limit")
+            return show_plan(config, arguments, fresh=arguments.fresh)
         from pipeline.run.backfill import backfill  # seconds of imports: a wrong setting is told before them
 
         result = backfill(config, limit=arguments.limit, fresh=arguments.fresh)
@@ -76,6 +118,8 @@ def summary(result: Mapping[str, Any]) -> str:
         lines.append(f"truncated  {result['truncated_texts']:,} texts are longer than model.max_tokens")
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["run_seconds"].items())
     lines.append(f"time       {result['seconds']:.1f} s: {stages}")
+    if result["deleted"]:
+        lines.append(f"deleted    {result['deleted']:,} products that the catalog does not hold any more")
     if result["released"]:
         lines.append(f"release    {result['release']} in {result['db']}")
     else:

@@ -59,8 +59,8 @@ def rows(ids: Sequence[str], *, seed: int = 0, title: str = "a coat") -> dict[st
         ]  # fmt: skip
     reject = {"product_id": ids[0], "row": 0, "input": "image/2", "reason": "image_null", "partition": "part",
               "run_id": "r", "attempts": 1}  # fmt: skip
-    partition = {"partition": "part", "digest": "d", "settings": "s", "rows": len(ids), "products": len(ids),
-                 "texts": len(ids), "images": 3 * len(ids), "rejected": 1, "rejected_rows": 0, "run_id": "r"}  # fmt: skip
+    counts = {"products": len(ids), "texts": len(ids), "images": 3 * len(ids), "rejected": 1, "rejected_rows": 0}
+    partition = {"partition": "part", "digest": "d", "settings": "s", "rows": len(ids), "run_id": "r"} | counts
     catalog = [{"product_id": name, "partition": "part", "row": i, "digest": bytes(16)} for i, name in enumerate(ids)]
     tables = {"products": products, "images": images, "rejects": [reject], "partitions": [partition],
               "catalog_rows": catalog}  # fmt: skip

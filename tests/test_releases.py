@@ -12,11 +12,25 @@ from pipeline.errors import QueryError, ReleaseRefused, RunError
 from pipeline.store import releases as releases_module
 from pipeline.store.commits import replace_all, replace_rows, restore
 from pipeline.store.releases import Release, get_release, insert_row, list_releases, newest_release, now, publish
-from pipeline.store.schemas import TABLES, images_schema, products_schema, rejects_schema, releases_schema
+from pipeline.store.schemas import (
+    TABLES,
+    catalog_rows_schema,
+    images_schema,
+    partitions_schema,
+    products_schema,
+    rejects_schema,
+    releases_schema,
+)
 from pipeline.store.tables import Database, append_row, ensure, write_rows
 
 DIM = 4
-SCHEMAS = {"products": products_schema(DIM), "images": images_schema(DIM), "rejects": rejects_schema()}
+SCHEMAS = {
+    "products": products_schema(DIM),
+    "images": images_schema(DIM),
+    "rejects": rejects_schema(),
+    "partitions": partitions_schema(),
+    "catalog_rows": catalog_rows_schema(),
+}
 
 
 def _products(ids: list[str], title: str) -> pa.Table:
@@ -26,7 +40,7 @@ def _products(ids: list[str], title: str) -> pa.Table:
 
 @pytest.fixture
 def db(tmp_path: Path) -> Database:
-    """Three tables: products a to e, nothing else."""
+    """All tables: products a to e, nothing else."""
     database = Database(str(tmp_path / "db"))
     for table in TABLES:
         rows = _products(list("abcde"), "old") if table == "products" else SCHEMAS[table].empty_table()

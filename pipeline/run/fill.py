@@ -219,6 +219,8 @@ def _look_up(db: Database, work: FillWork, rows: Sequence[Mapping[str, Any]], fi
         for at in range(0, len(hashes), _LOOKUP):
             version = work.release.versions[table]
             found = vectors_by_sha256(db, table, version, column, hashes[at : at + _LOOKUP], list(fields))
+            if not found.num_rows:
+                continue
             matrix = found.column(fields[0]).combine_chunks().flatten().to_numpy().reshape(found.num_rows, -1)
             for i, row in enumerate(found.drop_columns([fields[0]]).to_pylist()):
                 sha256 = row.pop(column)
@@ -226,6 +228,8 @@ def _look_up(db: Database, work: FillWork, rows: Sequence[Mapping[str, Any]], fi
 
 
 def _inputs(row: Mapping[str, Any], work: FillWork) -> Iterator[Key]:
+    if row["row"] in work.plan.rejected:
+        return
     if row["text_sha256"] is not None and not row["is_blank"]:
         yield "text", row["text_sha256"]
     for image in row["images"] or ():

@@ -121,7 +121,7 @@ def make_plan(
         only = rejected_rows(db, base) if order.replay else None
         rows = plan_rows(catalog, limit=order.limit, only=only)
         return Plan(rows, settings, pa.array([], pa.string()), _released(base), is_rebuilt=base is None)
-    if not config.plan.dedupe and (base is None or is_other_model or order.fresh):
+    if not (config.plan.dedupe or order.is_shown) and (base is None or is_other_model or order.fresh):
         rows = plan_rows(catalog, released=released_ids(db, base))
         is_rebuilt = base is None or check_base(db, run, catalog, absent=0 if order.is_truth else len(rows.absent))
         gone = rows.absent if order.is_truth else pa.array([], pa.string())

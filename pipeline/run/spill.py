@@ -47,6 +47,8 @@ class Spill:
             keys: uint64 (rows,), from `key_hashes`; equal keys share a bucket.
         """
         rows = rows.select(self.schema.names).cast(self.schema)
+        if not rows.num_rows:
+            return
         if self.buckets == 1:
             self._write(0, rows)
             return
