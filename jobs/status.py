@@ -213,7 +213,7 @@ class StatusCollector:
             for reason, count in sorted(self._rejects[1].items()):
                 rejects.add_metric([reason], count)
             yield rejects
-        labels = ["job", "status"]
+        labels = ["run", "status"]  # not `job`, which Prometheus takes for itself
         lasted = GaugeMetricFamily("twotower_last_run_seconds", "How long the last such run took", labels=labels)
         ended = GaugeMetricFamily("twotower_last_run_timestamp_seconds", "When the last such run ended", labels=labels)
         for (job, status), run in _last_runs(database).items():

@@ -1,0 +1,354 @@
+"""Checks of rendered manifests that need no cluster: our schema, what only operators check, and what names what."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+from kustomize import Doc, containers
+
+ROOT = Path(__file__).parents[1]
+RAY_VERSION = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+_MAX_NAME, _MAX_RAYJOB_NAME, _CRON_SUFFIX = 63, 47, 11  # KubeRay makes longer names of a RayJob's; a CronJob adds 11
+_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {
+    f"{letter}i": 1024.0**power for power, letter in enumerate("KMGT", start=1)
+}
+
+
+def problems(docs: list[Doc]) -> list[str]:
+    """Everything that is wrong with the manifests of one overlay, as sentences."""
+    found = [*_schema(docs), *_names(docs), *_references(docs), *_network(docs), *_access(docs)]
+    for doc in docs:
+        if doc["kind"] == "RayJob":
+            found += [f"RayJob {doc['metadata']['name']}: {problem}" for problem in _rayjob(doc["spec"])]
+            found += _sizes(doc, docs)
+        if doc["kind"] == "CronJob":
+            found += _cronjob(doc)
+    return found
+
+
+def pods(docs: list[Doc]) -> Iterator[tuple[str, Doc]]:
+    """Every pod template with a name for it."""
+
+    def find(node: Any, where: str) -> Iterator[tuple[str, Doc]]:
+        if isinstance(node, dict):
+            if "containers" in node.get("spec", {}) and "apiVersion" not in node:
+                yield where, node
+            for key, value in node.items():
+                yield from find(value, f"{where}/{key}")
+        elif isinstance(node, list):
+            for number, value in enumerate(node):
+                yield from find(value, f"{where}/{number}")
+
+    for doc in docs:
+        yield from find(doc, f"{doc['kind']}/{doc['metadata']['name']}")
+
+
+def quantity(text: object) -> float:
+    """`100m`, `2Gi` or 4 as a number."""
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text)).groups()
+    return float(number) * _UNITS[unit]
+
+
+def config_maps(docs: list[Doc]) -> dict[str, dict[str, str]]:
+    """Data of the ConfigMaps by name."""
+    return {doc["metadata"]["name"]: doc["data"] for doc in docs if doc["kind"] == "ConfigMap"}
+
+
+def _schema(docs: list[Doc]) -> Iterator[str]:
+    """Unknown and missing fields, wrong types and values."""
+    told = yaml.safe_load((Path(__file__).parent / "manifest_schema.yaml").read_text())
+    common = {"apiVersion": {}, "kind": {}, "metadata": {"$ref": "#/$defs/metadata"}}
+    for doc in docs:
+        kind = f"{doc.get('apiVersion')} {doc.get('kind')}"
+        if kind not in told["kinds"]:
+            yield f"{kind} is in no schema: add it to tests/manifest_schema.yaml"
+            continue
+        own = dict(told["kinds"][kind])
+        own["properties"] = common | own.get("properties", {})
+        schema = _strict({**own, "$defs": told["$defs"]})
+        for error in jsonschema.Draft202012Validator(schema).iter_errors(doc):
+            yield f"{doc['kind']}/{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}"
+
+
+def _strict(node: Any) -> Any:
+    """Objects that name their properties take no others; the properties of `$defs` and `properties` are no objects."""
+    if isinstance(node, list):
+        return [_strict(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    result = {
+        key: {name: _strict(value) for name, value in children.items()}
+        if key in ("properties", "$defs") and isinstance(children, dict)
+        else _strict(children)
+        for key, children in node.items()
+    }
+    if result.get("type") == "object" and "properties" in result:
+        result.setdefault("additionalProperties", False)
+    return result
+
+
+def openapi(node: Any) -> Any:
+    """A schema of the Kubernetes API as a strict JSON schema: unknown fields are errors, defaults and formats go."""
+    if not isinstance(node, dict):
+        return node
+    if node.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    kept = (
+        "type",
+        "enum",
+        "required",
+        "pattern",
+        "minimum",
+        "maximum",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+    )
+    result = {key: node[key] for key in kept if key in node}
+    if "properties" in node:
+        result["properties"] = {name: openapi(value) for name, value in node["properties"].items()}
+        if "additionalProperties" not in node and not node.get("x-kubernetes-preserve-unknown-fields"):
+            result["additionalProperties"] = False
+    for key in ("items", "additionalProperties", "not"):
+        if key in node:
+            result[key] = openapi(node[key])
+    for key in ("anyOf", "allOf", "oneOf"):
+        if key in node:
+            result[key] = [openapi(value) for value in node[key]]
+    if node.get("nullable") and isinstance(result.get("type"), str):
+        result["type"] = [result["type"], "null"]
+    return result
+
+
+def _names(docs: list[Doc]) -> Iterator[str]:
+    for doc in docs:
+        name, kind = doc["metadata"]["name"], doc["kind"]
+        longest = {"RayJob": _MAX_RAYJOB_NAME, "CronJob": _MAX_RAYJOB_NAME - _CRON_SUFFIX}.get(kind, _MAX_NAME)
+        if len(name) > longest:
+            yield f"{kind} {name} is longer than {longest} characters, of which other names are made"
+        if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+            yield f"{kind} {name} is no DNS label"
+
+
+def _rayjob(spec: Doc) -> Iterator[str]:
+    """What KubeRay's operator refuses after the API server has accepted it, and what we ask for beyond that."""
+    mode, shuts_down = spec.get("submissionMode", "K8sJobMode"), spec.get("shutdownAfterJobFinishes", False)
+    if mode not in ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"):
+        yield f"submissionMode {mode} does not exist"
+    if spec.get("ttlSecondsAfterFinished") and not shuts_down:
+        yield "a TTL without shutdownAfterJobFinishes"
+    if spec.get("suspend") and not shuts_down:
+        yield "suspend without shutdownAfterJobFinishes"
+    if spec.get("clusterSelector") and spec.get("backoffLimit"):
+        yield "clusterSelector with a backoffLimit: a retry needs a cluster of its own"
+    if spec.get("clusterSelector") and (spec.get("suspend") or mode == "SidecarMode"):
+        yield "clusterSelector with suspend or SidecarMode"
+    if not spec.get("clusterSelector") and not spec.get("rayClusterSpec"):
+        yield "neither clusterSelector nor rayClusterSpec"
+    if mode == "SidecarMode" and ("submitterPodTemplate" in spec or "submitterConfig" in spec):
+        yield "SidecarMode with settings of a submitter, which it has not"
+    if mode == "InteractiveMode" and spec.get("backoffLimit"):
+        yield "InteractiveMode with a backoffLimit"
+    for key in ("entrypointNumGpus", "entrypointNumCpus"):
+        if spec.get(key):
+            yield f"{key} takes from the pool what the driver does not need"
+    if not isinstance(yaml.safe_load(spec.get("runtimeEnvYAML", "{}")), Mapping):
+        yield "runtimeEnvYAML is no YAML mapping"
+    if "rayClusterSpec" in spec:
+        yield from _raycluster(spec["rayClusterSpec"], mode)
+
+
+def _raycluster(cluster: Doc, mode: str) -> Iterator[str]:
+    groups = [("head", cluster["headGroupSpec"])]
+    groups += [(group.get("groupName", "?"), group) for group in cluster.get("workerGroupSpecs", [])]
+    options, scales = cluster.get("autoscalerOptions", {}), cluster.get("enableInTreeAutoscaling", False)
+    if cluster.get("authOptions", {}).get("mode") != "token":
+        yield "the cluster asks for no token"
+    elif not cluster.get("rayVersion"):
+        yield "authentication without rayVersion"
+    elif cluster["rayVersion"] != RAY_VERSION:
+        yield f"rayVersion {cluster['rayVersion']} is not that of constraints.txt, {RAY_VERSION}"
+    if options and not scales:
+        yield "autoscalerOptions without enableInTreeAutoscaling"
+    if cluster["headGroupSpec"].get("rayStartParams", {}).get("num-cpus") != "0":
+        yield 'the head takes tasks: num-cpus is not "0"'
+    names = [name for name, _ in groups]
+    if len(set(names)) < len(names):
+        yield f"two groups of one name: {names}"
+    for name, group in groups:
+        pod, params = group["template"]["spec"], group.get("rayStartParams", {})
+        if (mode == "SidecarMode" or (scales and options.get("version") == "v2")) and (
+            pod.get("restartPolicy", "Never") != "Never"
+        ):
+            yield f"group {name}: restartPolicy {pod['restartPolicy']} with autoscaler v2 or SidecarMode"
+        if "num-gpus" in params:
+            yield f"group {name}: Ray takes the number of GPUs from the limits, not from num-gpus"
+        if name != "head" and not group["minReplicas"] <= group.get("replicas", 0) <= group["maxReplicas"]:
+            yield f"group {name}: not minReplicas <= replicas <= maxReplicas"
+        yield from (f"group {name}: {problem}" for problem in _raypod(pod, params))
+
+
+def _raypod(pod: Doc, params: Doc) -> Iterator[str]:
+    container = pod["containers"][0]
+    missing = [probe for probe in ("startupProbe", "readinessProbe", "livenessProbe") if probe not in container]
+    if missing:
+        yield f"no {', '.join(missing)}; KubeRay's own take the image for one with wget"
+    gpus = [
+        {key: v for key, v in container["resources"].get(side, {}).items() if "gpu" in key}
+        for side in ("requests", "limits")
+    ]
+    if gpus[0] != gpus[1]:
+        yield "GPUs requested are not the limit"
+    mounted = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
+    volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+    shm = volumes.get(mounted.get("/dev/shm", ""), {}).get("emptyDir", {})
+    if shm.get("medium") != "Memory" or "sizeLimit" not in shm:
+        yield "/dev/shm is no emptyDir in memory with a sizeLimit"
+    elif quantity(params.get("object-store-memory", 0)) > quantity(shm["sizeLimit"]):
+        yield "object-store-memory does not fit into /dev/shm"
+    elif quantity(shm["sizeLimit"]) > quantity(container["resources"].get("limits", {}).get("memory", 0)) / 2:
+        yield "/dev/shm takes more than half of the container's memory"
+
+
+def _references(docs: list[Doc]) -> Iterator[str]:
+    """Volumes, ConfigMaps, accounts, claims and ports that are named but not there; images without a version."""
+    there = {(doc["kind"], doc["metadata"]["name"]) for doc in docs}
+    for where, pod in pods(docs):
+        spec = pod["spec"]
+        if ("ServiceAccount", spec.get("serviceAccountName")) not in there:
+            yield f"{where}: there is no ServiceAccount {spec.get('serviceAccountName')}"
+        for volume in spec.get("volumes", []):
+            for key, kind, field in (("configMap", "ConfigMap", "name"),
+                                     ("persistentVolumeClaim", "PersistentVolumeClaim", "claimName")):  # fmt: skip
+                if key in volume and (kind, volume[key][field]) not in there:
+                    yield f"{where}: there is no {kind} {volume[key][field]}"
+        volumes = {volume["name"] for volume in spec.get("volumes", [])}
+        for container in containers(spec):
+            if missing := {mount["name"] for mount in container.get("volumeMounts", [])} - volumes:
+                yield f"{where}: there is no volume {', '.join(sorted(missing))}"
+            for source in container.get("envFrom", []):
+                name = source.get("configMapRef", {}).get("name")
+                if name and ("ConfigMap", name) not in there:
+                    yield f"{where}: there is no ConfigMap {name}"
+                secret = source.get("secretRef", {})
+                if secret and not secret.get("optional"):
+                    yield f"{where}: the Secret {secret['name']} is in no manifest, and not optional"
+            if not re.fullmatch(r"[^:@]+(:[^:@]+)?(@sha256:[0-9a-f]{64}|:(?!latest$)[\w.-]+)", container["image"]):
+                yield f"{where}: the image {container['image']} has no version"
+            ports = {port.get("name") for port in container.get("ports", [])}
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                port = next((h.get("port") for h in container.get(probe, {}).values() if isinstance(h, dict)), None)
+                if isinstance(port, str) and port not in ports:
+                    yield f"{where}: {probe} names the port {port}, which does not exist"
+
+
+def _network(docs: list[Doc]) -> Iterator[str]:
+    """Every pod stands behind the policy, and nothing but its own kind reaches all of its ports."""
+    policies = [doc["spec"] for doc in docs if doc["kind"] == "NetworkPolicy"]
+    for where, pod in pods(docs):
+        labels = pod.get("metadata", {}).get("labels", {})
+        if not any(p["podSelector"].get("matchLabels", {}).items() <= labels.items() for p in policies):
+            yield f"{where}: no NetworkPolicy selects this pod"
+    for policy in policies:
+        if "Ingress" not in policy["policyTypes"]:
+            yield "a NetworkPolicy that lets everyone in"
+        for rule in policy.get("ingress", []):
+            own = [peer for peer in rule.get("from", []) if peer.get("podSelector") == policy["podSelector"]]
+            if "ports" not in rule and len(own) != len(rule.get("from", [None])):
+                yield "a NetworkPolicy lets others reach all ports"
+
+
+def _access(docs: list[Doc]) -> Iterator[str]:
+    there = {(doc["kind"], doc["metadata"]["name"]) for doc in docs}
+    for doc in docs:
+        if doc["kind"] == "RoleBinding":
+            for ref in [doc["roleRef"], *doc["subjects"]]:
+                if (ref["kind"], ref["name"]) not in there:
+                    yield f"RoleBinding {doc['metadata']['name']}: there is no {ref['kind']} {ref['name']}"
+        if doc["kind"] == "Role":
+            for rule in doc["rules"]:
+                if "*" in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]:
+                    yield f"Role {doc['metadata']['name']} allows everything"
+
+
+def _cronjob(doc: Doc) -> Iterator[str]:
+    """The pod has to stay as long as the RayJob runs, and its exit codes have to be told from an eviction."""
+    job = doc["spec"]["jobTemplate"]["spec"]
+    pod, where = job["template"]["spec"], f"CronJob {doc['metadata']['name']}"
+    if doc["spec"].get("concurrencyPolicy") != "Forbid":
+        yield f"{where}: two runs at once are not forbidden"
+    if pod.get("restartPolicy") != "Never":
+        yield f"{where}: podFailurePolicy needs restartPolicy Never"
+    names = {container["name"] for container in pod["containers"]}
+    for rule in job.get("podFailurePolicy", {}).get("rules", []):
+        if rule.get("onExitCodes", {}).get("containerName", pod["containers"][0]["name"]) not in names:
+            yield f"{where}: podFailurePolicy names a container that does not exist"
+
+
+def _sizes(rayjob: Doc, docs: list[Doc]) -> Iterator[str]:
+    """Actors that the groups can never hold would wait until pool.start_timeout_s, and end the run."""
+    from tempfile import TemporaryDirectory
+
+    from pipeline.config import load_config
+    from pipeline.errors import ConfigError
+
+    text = config_maps(docs).get("twotower-settings", {}).get("twotower.toml", "")
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "twotower.toml")
+        file.write_text(text)
+        try:
+            pool = load_config(str(file)).pool
+        except ConfigError as error:
+            yield f"twotower.toml: {error}"
+            return
+    groups = rayjob["spec"].get("rayClusterSpec", {}).get("workerGroupSpecs", [])
+    limits = [group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in groups]
+    if pool.actors is None or pool.gpus_per_actor is None:
+        yield "twotower.toml: a cluster that starts without GPUs tells nothing: set pool.actors and pool.gpus_per_actor"
+        return
+    if not pool.gpus_per_actor and not pool.cpus_per_actor:
+        yield "twotower.toml: actors that reserve nothing bring no pod, and start on the head: set pool.cpus_per_actor"
+    gpus = [quantity(limit.get("nvidia.com/gpu", 0)) for limit in limits]
+    cpus = [int(quantity(limit["cpu"])) for limit in limits]
+    held = 0
+    for group, gpu, cpu in zip(groups, gpus, cpus, strict=True):
+        by_gpu = gpu // pool.gpus_per_actor if pool.gpus_per_actor else float("inf")
+        by_cpu = cpu // pool.cpus_per_actor if pool.cpus_per_actor else float("inf")
+        a_pod = min(by_gpu, by_cpu)
+        held += 0 if a_pod == float("inf") else int(a_pod) * group["maxReplicas"]
+        if a_pod and (pool.decode_threads or 0) * min(a_pod, 99) > cpu + 1:
+            yield f"group {group['groupName']}: {pool.decode_threads} decode_threads an actor, on {cpu} CPUs"
+    if pool.actors > held:
+        yield f"twotower.toml: pool.actors = {pool.actors}, and the worker groups hold {held} at most"
+
+
+def commands(docs: list[Doc]) -> Iterator[tuple[str, list[str], Mapping[str, str], bool]]:
+    """Every command line of a job: where it stands, its words, its environment, and whether a shell reads it."""
+    maps, shell = config_maps(docs), dict[str, str]()
+
+    def environment(container: Doc) -> dict[str, str]:
+        told = {entry["name"]: entry.get("value", "from-the-pod") for entry in container.get("env", [])}
+        for source in container.get("envFrom", []):
+            told |= maps.get(source.get("configMapRef", {}).get("name"), {})
+        return told
+
+    for doc in docs:
+        if doc["kind"] == "RayJob":
+            container = doc["spec"].get("submitterPodTemplate", {"spec": {"containers": [{}]}})["spec"]["containers"][0]
+            shell = environment(container)  # the submitter's shell fills the variables in
+            yield f"RayJob {doc['metadata']['name']}", shlex.split(doc["spec"]["entrypoint"]), shell, True
+    for where, pod in pods(docs):
+        for container in pod["spec"]["containers"]:
+            words = [*container.get("command", []), *container.get("args", [])]
+            if words:
+                yield where, words, environment(container), False
+            for word in words:  # a command in a command: the entrypoint that is handed to jobs.rayjob
+                if word.startswith("python -m jobs."):
+                    yield f"{where}, entrypoint", shlex.split(word), shell, True
