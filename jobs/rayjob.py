@@ -1,11 +1,11 @@
 """Create a KubeRay RayJob like one that lies suspended in the cluster, and wait for its end: what the CronJob runs.
 
-    python -m jobs.rayjob --like twotower --name twotower-reindex-29385600 --entrypoint 'python -m jobs.reindex ...'
+    python -m jobs.rayjob --like twotower --name reindex-29385600-run --entrypoint 'python -m jobs.reindex ...'
 
 A Kubernetes Job ends with its pod, a RayJob only begins with the request that creates it. So this job waits, and
-`concurrencyPolicy: Forbid` means what it says. Its pod may die and be started again: the name is the Job's own, so
-the RayJob that exists already is waited for; and one that an earlier schedule left running is waited for instead of
-starting another beside it.
+`concurrencyPolicy: Forbid` means what it says. Its pod may die and be started again: the name is made of the Job's own,
+so the RayJob that exists already is waited for; and one that an earlier schedule left running is waited for instead of
+starting another beside it. The name is not the Job's own itself: KubeRay gives the RayJob's to the Job that submits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--like", required=True, metavar="RAYJOB", help="the suspended RayJob whose spec is taken")
     result.add_argument("--name", required=True, help="of the new RayJob; one that exists already is waited for")
     result.add_argument("--entrypoint", help="command of the new RayJob; without it, that of --like")
-    result.add_argument("--owner-uid", help="uid of the Kubernetes Job --name, whose removal shall remove the RayJob")
+    result.add_argument("--owner", type=owner, metavar="JOB/UID", help="the Kubernetes Job whose removal shall remove "
+                        "the RayJob")  # fmt: skip
     result.add_argument("--poll-s", type=float, default=10.0, metavar="S", help="how often to look at the RayJob")
     result.add_argument("--unreachable-s", type=float, default=600.0, metavar="S", help="how long to try an API that "
                         "does not answer")  # fmt: skip
@@ -57,6 +58,14 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def owner(text: str) -> dict[str, str]:
+    """The type of `--owner`: a reference to a Job."""
+    name, slash, uid = text.partition("/")
+    if not (name and slash and uid):
+        raise argparse.ArgumentTypeError(f"takes name/uid of a Job, not {text!r}")
+    return {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = parser().parse_args(argv)
@@ -64,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def job() -> Mapping[str, Any]:
         api = RayJobs(Path(arguments.account), arguments.api, patience_s=arguments.unreachable_s)
-        name = start(api, arguments.name, arguments.like, arguments.entrypoint, arguments.owner_uid)
+        name = start(api, arguments.name, arguments.like, arguments.entrypoint, arguments.owner)
         return wait(api, name, poll_s=arguments.poll_s)
 
     return run_job(job, as_json=arguments.json)
@@ -145,11 +154,11 @@ class RayJobs:
             return result
 
 
-def start(api: RayJobs, name: str, like: str, entrypoint: str | None, owner_uid: str | None) -> str:
+def start(api: RayJobs, name: str, like: str, entrypoint: str | None, owner: Mapping[str, str] | None) -> str:
     """See that a RayJob runs; returns the name of the one to wait for.
 
     Raises:
-        ClusterError: there is no RayJob `like`, or Kubernetes refuses the new one.
+        ClusterError: there is no RayJob `like`, the name is the owner's, or Kubernetes refuses the new one.
     """
     for other in api.labelled(_LIKE, like):
         other_name = str(other["metadata"]["name"])
@@ -159,7 +168,8 @@ def start(api: RayJobs, name: str, like: str, entrypoint: str | None, owner_uid:
     model = api.get(like)
     if model is None:
         raise ClusterError(f"there is no RayJob {like} in this namespace; apply the overlay first")
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": owner_uid}
+    if owner is not None and owner["name"] == name:
+        raise ClusterError(f"a RayJob may not be called {name} like its owner: its submitter's Job takes that name")
     spec = {key: value for key, value in model["spec"].items() if key != "jobId"}
     body = {
         "apiVersion": "ray.io/v1",
@@ -167,7 +177,7 @@ def start(api: RayJobs, name: str, like: str, entrypoint: str | None, owner_uid:
         "metadata": {
             "name": name,
             "labels": {"app.kubernetes.io/name": "twotower", _LIKE: like},
-            "ownerReferences": [owner] if owner_uid else [],
+            "ownerReferences": [dict(owner)] if owner else [],
         },
         "spec": {**spec, "suspend": False, "entrypoint": entrypoint or spec["entrypoint"]},
     }

@@ -14,7 +14,7 @@ from kustomize import Doc, containers
 
 ROOT = Path(__file__).parents[1]
 RAY_VERSION = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
-_MAX_NAME, _MAX_RAYJOB_NAME, _CRON_SUFFIX = 63, 47, 11  # KubeRay makes longer names of a RayJob's; a CronJob adds 11
+_MAX_NAME, _MAX_RAYJOB_NAME, _CRON_SUFFIX = 63, 47, 15  # KubeRay makes longer names of a RayJob's; a CronJob adds 15
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {
     f"{letter}i": 1024.0**power for power, letter in enumerate("KMGT", start=1)
 }
@@ -286,6 +286,8 @@ def _cronjob(doc: Doc) -> Iterator[str]:
         yield f"{where}: two runs at once are not forbidden"
     if pod.get("restartPolicy") != "Never":
         yield f"{where}: podFailurePolicy needs restartPolicy Never"
+    if "--name=$(JOB_NAME)" in pod["containers"][0].get("args", []):
+        yield f"{where}: KubeRay's submitter would be a Job of the name that this Job has"
     names = {container["name"] for container in pod["containers"]}
     for rule in job.get("podFailurePolicy", {}).get("rules", []):
         if rule.get("onExitCodes", {}).get("containerName", pod["containers"][0]["name"]) not in names:

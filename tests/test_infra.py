@@ -19,6 +19,7 @@ import pytest
 import yaml
 from kustomize import Doc, Refused, render
 
+from jobs import backfill
 from jobs.rayjob import _LIKE as LIKE
 
 ROOT = Path(__file__).parents[1]
@@ -154,7 +155,7 @@ MANIFEST_FAULTS: list[tuple[Callable[[list[Doc]], object], str]] = [
      "there is no ConfigMap x"),
     (renamed("RayJob", "t" * 48), "is longer than 47 characters"),
     (renamed("RayJob", "Twotower_1"), "is no DNS label"),
-    (renamed("CronJob", "t" * 40), "is longer than 36 characters"),
+    (renamed("CronJob", "t" * 40), "is longer than 32 characters"),
     (toml("decode_threads = 30", "decode_threads = 99"), "99 decode_threads an actor, on 31 CPUs"),
     (toml("gpus_per_actor = 1\n", ""), "set pool.actors and pool.gpus_per_actor"),
     (toml("gpus_per_actor = 1\n", "gpus_per_actor = 0\n"), "actors that reserve nothing"),
@@ -163,6 +164,8 @@ MANIFEST_FAULTS: list[tuple[Callable[[list[Doc]], object], str]] = [
     (lambda docs: the(docs, "CronJob")["spec"].update(schedule="at night"), "'at night' does not match"),
     (lambda docs: the(docs, "CronJob")["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]
      .update(containerName="waits"), "names a container that does not exist"),
+    (lambda docs: container(the(docs, "CronJob")["spec"]["jobTemplate"]["spec"]["template"])["args"]
+     .__setitem__(1, "--name=$(JOB_NAME)"), "a Job of the name that this Job has"),
     (lambda docs: the(docs, "RoleBinding")["roleRef"].update(name="other"), "there is no Role other"),
     (lambda docs: the(docs, "Role")["rules"][0].update(verbs=["*"]), "allows everything"),
     (lambda docs: the(docs, "NetworkPolicy")["spec"]["ingress"][1].pop("ports"), "lets others reach all ports"),
@@ -203,6 +206,19 @@ def test_a_planted_error_in_the_cronjobs_inner_command_is_found() -> None:
         args[-1] = args[-1].replace("--json", "--confirm-delete 3 --jsno")
 
     assert any("jobs.reindex does not take" in problem for problem in command_problems(planted(change)))
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_shell_hands_the_entrypoint_on_as_it_is_meant(name: str) -> None:
+    """KubeRay's submitter puts the entrypoint behind `ray job submit --` in a script for bash."""
+    docs = overlay(name)
+    settings = manifests.config_maps(docs)["twotower-run"]
+    script = 'ray() { printf "%s\\n" "$@"; }; ray job submit -- ' + the(docs, "RayJob")["spec"]["entrypoint"]
+    done = subprocess.run(["bash", "-ce", script], env=settings, capture_output=True, text=True, check=True)
+    words = done.stdout.splitlines()[3:]
+    assert words[:3] == ["python", "-m", "jobs.backfill"]
+    given = vars(backfill.parser().parse_args(words[3:]))
+    assert [given[key] for key in ("catalog", "db", "model")] == [settings[key] for key in ("CATALOG", "DB", "MODEL")]
 
 
 def test_no_job_is_both_built_and_missing() -> None:
@@ -384,6 +400,32 @@ def test_a_planted_error_in_the_dockerfile_is_found(old: str, new: str, said: st
     assert old in DOCKERFILE
     found = dockerfile.problems(DOCKERFILE.replace(old, new), IGNORED)
     assert any(said in problem for problem in found), found
+
+
+def test_the_table_of_sizes_follows_from_its_formulas() -> None:
+    readme = (ROOT / "infra" / "README.md").read_text().split("## Sizes")[1]
+    table = {
+        row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]]
+        for row in readme.split("| | 1 million |")[1].splitlines()
+        if row.startswith("| ")
+    }
+    i, v, t, h, s, w, q = 2, 3072, 600, 10_150, 100_000, 2900, 775
+    for column, products in enumerate([10**6, 10**7, 10**8]):
+        hours = {cpus: (products * i / r + products / w) / 3600 for cpus, r in ((32, 903), (4, 220))}
+        figures = {
+            "`products`": products * (3 * v + t) / 1e9,
+            "`images`": products * i * (v + h) / 1e9,
+            "indices": 3 * products * q / 1e9,
+            "staged": (products * (v + 300) + products * i * (v + h)) / 1e9,
+            "GPU-hours with 32": hours[32],
+            "GPU-hours with 4": hours[4],
+            "minutes on 8": hours[32] / 8 * 60,
+            "partitions": products * i * s / 256e6,
+            "index:": min(max(products / 800, 16), 4096),
+        }
+        for name, figure in figures.items():
+            told = next(cells for label, cells in table.items() if label.startswith(name))[column]
+            assert float(told.removesuffix(" GB").replace(",", "")) == pytest.approx(figure, rel=0.02), (name, told)
 
 
 def test_the_readme_names_what_is_there() -> None:

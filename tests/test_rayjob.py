@@ -15,7 +15,8 @@ import pytest
 from jobs import rayjob
 
 PREFIX = "/apis/ray.io/v1/namespaces/shop/rayjobs"
-NAME = "twotower-reindex-29385600"
+JOB = "twotower-reindex-29385600"
+NAME = f"{JOB}-run"
 MODEL = {
     "metadata": {"name": "twotower", "uid": "1", "labels": {"a": "b"}},
     "spec": {"entrypoint": "python -m jobs.backfill", "suspend": True, "shutdownAfterJobFinishes": True, "jobId": "x"},
@@ -122,15 +123,13 @@ def steps(*states: str, job: str = "SUCCEEDED", message: str = "") -> list[dict[
 
 def test_a_rayjob_is_created_and_waited_for(api: Api, run: Callable[..., Any]) -> None:
     api.script[NAME] = steps("", "Initializing", "Running", "Running", "Complete")
-    code, told, said = run("--entrypoint", "python -m jobs.reindex", "--owner-uid", "u-1")
+    code, told, said = run("--entrypoint", "python -m jobs.reindex", "--owner", f"{JOB}/u-1")
     assert (code, told["job_status"]) == (0, "SUCCEEDED")
     (body,) = api.created
     assert body["spec"] == {
         "entrypoint": "python -m jobs.reindex", "suspend": False, "shutdownAfterJobFinishes": True
     }  # fmt: skip
-    assert body["metadata"]["ownerReferences"] == [
-        {"apiVersion": "batch/v1", "kind": "Job", "name": NAME, "uid": "u-1"}
-    ]
+    assert body["metadata"]["ownerReferences"] == [{"apiVersion": "batch/v1", "kind": "Job", "name": JOB, "uid": "u-1"}]
     assert body["metadata"]["labels"]["twotower/like"] == "twotower"
     assert "uid" not in body["metadata"]
     assert said.count("is Running") == 1
@@ -198,6 +197,13 @@ def test_a_server_that_refuses(api: Api, run: Callable[..., Any], status: int, s
     code, told, _ = run()
     assert code == 2
     assert said in told["error"]
+
+
+def test_a_name_that_the_submitter_will_take(api: Api, run: Callable[..., Any]) -> None:
+    code, told, _ = run("--owner", f"{NAME}/u-1")
+    assert code == 2
+    assert "its submitter's Job takes that name" in told["error"]
+    assert api.created == []
 
 
 def test_no_rayjob_to_be_like(api: Api, run: Callable[..., Any]) -> None:
