@@ -213,9 +213,13 @@ class StatusCollector:
             for reason, count in sorted(self._rejects[1].items()):
                 rejects.add_metric([reason], count)
             yield rejects
-        labels = ["run", "status"]  # not `job`, which Prometheus takes for itself
-        lasted = GaugeMetricFamily("twotower_last_run_seconds", "How long the last such run took", labels=labels)
-        ended = GaugeMetricFamily("twotower_last_run_timestamp_seconds", "When the last such run ended", labels=labels)
+        # `run` is the job's name: `job` is a label of Prometheus's own.
+        lasted = GaugeMetricFamily(
+            "twotower_last_run_seconds", "How long the last such run took", labels=["run", "status"]
+        )
+        ended = GaugeMetricFamily(
+            "twotower_last_run_timestamp_seconds", "When the last such run ended", labels=["run", "status"]
+        )
         for (job, status), run in _last_runs(database).items():
             lasted.add_metric([job, status], run["seconds"])
             ended.add_metric([job, status], run["started_at"].timestamp() + run["seconds"])

@@ -72,6 +72,18 @@ def names_in_code() -> set[str]:
     return found
 
 
+def labels_in_code() -> dict[str, frozenset[str]]:
+    """Labels that stand as a literal in the call that defines a metric, for those that have any."""
+    found = {}
+    for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                for keyword in node.keywords:
+                    if keyword.arg in ("tag_keys", "labels") and isinstance(keyword.value, ast.Tuple | ast.List):
+                        found[str(node.args[0].value)] = frozenset(ast.literal_eval(keyword.value))
+    return found
+
+
 def exported() -> dict[str, tuple[bool, frozenset[str]]]:
     """Names as Prometheus sees them, each with whether it is a counter, and its labels."""
     ending = {"counter": ("ray_{}_total", True), "gauge": ("ray_{}", False), "status": ("{}", False)}

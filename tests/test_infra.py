@@ -302,6 +302,10 @@ def test_the_metrics_that_dashboards_rely_on_are_in_the_code() -> None:
     code = metrics_names.names_in_code()
     assert not metrics_names.NOT_YET & code, "they are there: delete them from tests/metrics_names.py, NOT_YET"
     assert code | metrics_names.NOT_YET == set(metrics_names.CONTRACT)
+    labels = metrics_names.labels_in_code()
+    assert {"twotower_release_rejects", "twotower_last_run_seconds"} < set(labels)
+    for name, found in labels.items():
+        assert metrics_names.CONTRACT[name].labels == found, name
 
 
 def expressions() -> list[tuple[str, str]]:
@@ -351,6 +355,14 @@ def test_a_query_asks_for_what_exists(where: str, expression: str) -> None:
 )
 def test_a_planted_error_in_a_query_is_found(expression: str, said: str) -> None:
     assert any(said in problem for problem in metrics_names.problems(expression, recorded()))
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, which comes with Prometheus, is not installed")
+def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(the(render(MONITORING), "PrometheusRule")["spec"]))
+    shutil.copy(ROOT / "tests" / "promtool_rules.yaml", tmp_path / "test.yaml")
+    done = subprocess.run(["promtool", "test", "rules", str(tmp_path / "test.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_dashboard_is_one() -> None:
