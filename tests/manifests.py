@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -53,18 +54,25 @@ def config_maps(docs: list[Doc]) -> dict[str, dict[str, str]]:
 
 def _schema(docs: list[Doc]) -> Iterator[str]:
     """Unknown and missing fields, wrong types and values."""
+    for doc in docs:
+        validator = _validators().get(f"{doc.get('apiVersion')} {doc.get('kind')}")
+        if validator is None:
+            yield f"{doc.get('apiVersion')} {doc.get('kind')} is in no schema: add it to tests/manifest_schema.yaml"
+            continue
+        for error in validator.iter_errors(doc):
+            yield f"{doc['kind']}/{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}"
+
+
+@functools.cache
+def _validators() -> dict[str, jsonschema.Draft202012Validator]:
+    """One for each `apiVersion kind`."""
     told = yaml.safe_load((Path(__file__).parent / "manifest_schema.yaml").read_text())
     common = {"apiVersion": {}, "kind": {}, "metadata": {"$ref": "#/$defs/metadata"}}
-    for doc in docs:
-        kind = f"{doc.get('apiVersion')} {doc.get('kind')}"
-        if kind not in told["kinds"]:
-            yield f"{kind} is in no schema: add it to tests/manifest_schema.yaml"
-            continue
-        own = dict(told["kinds"][kind])
-        own["properties"] = common | own.get("properties", {})
-        schema = _strict({**own, "$defs": told["$defs"]})
-        for error in jsonschema.Draft202012Validator(schema).iter_errors(doc):
-            yield f"{doc['kind']}/{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}"
+    found = {}
+    for kind, own in told["kinds"].items():
+        whole = {**own, "properties": common | own.get("properties", {}), "$defs": told["$defs"]}
+        found[kind] = jsonschema.Draft202012Validator(_strict(whole))
+    return found
 
 
 def _strict(node: Any) -> Any:

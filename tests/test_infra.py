@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import re
 import shutil
@@ -30,8 +32,14 @@ DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 DOCKERFILE, IGNORED = ((ROOT / "infra" / name).read_text() for name in ("Dockerfile", "Dockerfile.dockerignore"))
 
 
-def overlay(name: str) -> list[Doc]:
+@functools.cache
+def _rendered(name: str) -> list[Doc]:
     return render(K8S / "overlays" / name)
+
+
+def overlay(name: str) -> list[Doc]:
+    """Its resources, to be changed at will."""
+    return copy.deepcopy(_rendered(name))
 
 
 def the(docs: list[Doc], kind: str) -> Doc:
@@ -325,6 +333,7 @@ def expressions() -> list[tuple[str, str]]:
     return found
 
 
+@functools.cache
 def rules() -> dict[str, Any]:
     groups = the(render(MONITORING), "PrometheusRule")["spec"]["groups"]
     return {rule.get("record") or rule["alert"]: rule for group in groups for rule in group["rules"]}
