@@ -1,13 +1,27 @@
-"""What a database holds and how its runs went: `python -m jobs.status --db DB`."""
+"""What a database holds and how its runs went: `python -m jobs.status --db DB`.
+
+With `--metrics PORT` the same is served to Prometheus, between runs too, when no Ray is there to be asked:
+
+    python -m jobs.status --db s3://shop/vectors --metrics 9108
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
+from pipeline.errors import ConfigError, TwotowerError, first_line
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+log = logging.getLogger("jobs.status")  # not __name__: as a job this module is __main__
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,8 +34,21 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--staging", default="", help="where the run stages, if staging.path was set")
     result.add_argument("--last", type=positive, default=5, metavar="N", help="how many releases and runs to show")
     result.add_argument("--json", action="store_true", help="print one JSON object")
+    result.add_argument(
+        "--metrics", type=port, metavar="PORT", help="serve gauges to Prometheus until a signal comes; 0: a free port"
+    )
+    result.add_argument(
+        "--metrics-host", default="127.0.0.1", metavar="HOST", help="where to listen; 0.0.0.0 inside a pod"
+    )
     add_log_level(result)
     return result
+
+
+def port(text: str) -> int:
+    """The type of an argument that is a TCP port; 0 lets the system choose."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"takes a port from 0 to 65535, not {text!r}")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_log(arguments.log_level)
 
     def job() -> Mapping[str, Any]:
+        if arguments.metrics is not None:
+            return serve_metrics(arguments.db, host=arguments.metrics_host, port=arguments.metrics)
         status = read_status(arguments.db, arguments.staging, last=arguments.last)
         if not arguments.json:
             print(describe(status))
@@ -102,6 +131,113 @@ def describe(status: Mapping[str, Any]) -> str:
         lines += ["", "rejects in the release"]
         lines += [f"  {count:>9,}  {reason}" for reason, count in status["rejects"].items()]
     return "\n".join(lines)
+
+
+def serve_metrics(db: str, *, host: str, port: int, until: threading.Event | None = None) -> dict[str, Any]:
+    """Answer scrapes until a signal comes, or `until` is set.
+
+    Raises:
+        ConfigError: the port cannot be listened on.
+    """
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(db))
+    try:
+        server, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {first_line(error)}; choose another --metrics") from error
+    log.info("metrics of %s on http://%s:%d/metrics", db, host, server.server_port)
+    try:
+        (until or threading.Event()).wait()
+    except KeyboardInterrupt:
+        log.info("stopped by a signal")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    return {"db": db, "port": server.server_port}
+
+
+class StatusCollector:
+    """The gauges of a database, read afresh at each scrape; one that cannot be read is `twotower_up 0`.
+
+    Args:
+        db: folder or object-store prefix of the LanceDB tables; it need not be there yet.
+    """
+
+    def __init__(self, db: str) -> None:
+        self._db = db
+        self._said = ""
+        self._rejects: tuple[object, Counter[str]] = (None, Counter())
+
+    def describe(self) -> list[Metric]:
+        """Nothing: without this, registering would read the database once."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All gauges, or `twotower_up 0` alone."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        try:
+            gauges, said = list(self._read()), ""
+        except (TwotowerError, OSError, RuntimeError, ValueError) as error:  # Lance raises the last three
+            gauges, said = [], first_line(error)
+        if said and said != self._said:  # once, and not at each scrape
+            log.warning("cannot read %s: %s", self._db, said)
+        self._said = said
+        yield GaugeMetricFamily("twotower_up", "Whether the database can be read", value=not said)
+        yield from gauges
+
+    def _read(self) -> Iterator[Metric]:
+        """The gauges of a database that is there."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        from pipeline.store.lease import read_lease
+        from pipeline.store.releases import newest_release
+        from pipeline.store.tables import open_database
+
+        database, now = open_database(self._db), datetime.now(UTC)
+        release = newest_release(database)
+        if release is not None:
+            age_s = (now - release.created_at).total_seconds()
+            products, images = (release.checks.get(name, 0) for name in ("products", "images"))
+            yield GaugeMetricFamily("twotower_release", "Number of the newest release", value=release.release)
+            yield GaugeMetricFamily("twotower_release_age_seconds", "Since the newest release", value=age_s)
+            yield GaugeMetricFamily("twotower_release_products", "Products in the newest release", value=products)
+            yield GaugeMetricFamily("twotower_release_images", "Images in the newest release", value=images)
+            if self._rejects[0] != (release.release, release.created_at):  # a release's rejects never change
+                table = database.dataset("rejects", release.versions["rejects"]).to_table(columns=["reason"])
+                self._rejects = (release.release, release.created_at), Counter(table.column("reason").to_pylist())
+            rejects = GaugeMetricFamily("twotower_release_rejects", "Rejects in the newest release", labels=["reason"])
+            for reason, count in sorted(self._rejects[1].items()):
+                rejects.add_metric([reason], count)
+            yield rejects
+        # `run` is the job's name: `job` is a label of Prometheus's own.
+        lasted = GaugeMetricFamily(
+            "twotower_last_run_seconds", "How long the last such run took", labels=["run", "status"]
+        )
+        ended = GaugeMetricFamily(
+            "twotower_last_run_timestamp_seconds", "When the last such run ended", labels=["run", "status"]
+        )
+        for (job, status), run in _last_runs(database).items():
+            lasted.add_metric([job, status], run["seconds"])
+            ended.add_metric([job, status], run["started_at"].timestamp() + run["seconds"])
+        yield lasted
+        yield ended
+        holder = read_lease(database)
+        is_held = (
+            holder is not None and not holder.has_died and now - holder.renewed_at <= timedelta(seconds=holder.ttl_s)
+        )
+        yield GaugeMetricFamily("twotower_writer_held", "Whether a run holds the writer's lease", value=is_held)
+
+
+def _last_runs(database: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    """The last run of each job and status."""
+    if not database.exists("runs"):
+        return {}
+    runs = database.dataset("runs").to_table(columns=["job", "status", "started_at", "seconds"]).to_pylist()
+    return {(run["job"], run["status"]): run for run in sorted(runs, key=lambda run: run["started_at"])}
 
 
 def _release(release: Any) -> dict[str, Any]:

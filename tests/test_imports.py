@@ -81,6 +81,7 @@ def test_packages_are_empty_but_for_what_they_hand_out() -> None:
         ("pipeline.query", ("torch", "ray", "transformers", "sklearn", "PIL")),
         ("pipeline.catalog.partitions", ("torch", "ray", "PIL", "lance", "lancedb")),
         ("jobs.backfill", ("torch", "ray", "transformers", "lancedb", "pyarrow")),
+        ("jobs.rayjob", ("ray", "lance", "numpy", "pyarrow")),
     ],
 )
 def test_importing_is_light(module: str, forbidden: tuple[str, ...]) -> None:
