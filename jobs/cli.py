@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -55,7 +56,11 @@ class _StandardError(logging.StreamHandler[Any]):
 
 
 def start_log(level: str) -> None:
-    """Send the project's own log to standard error; other libraries speak from warnings up."""
+    """Send the project's own log to standard error; other libraries speak from warnings up, Lance from errors.
+
+    Lance reads its level as it is imported, and warns of every empty partition of a small index segment.
+    """
+    os.environ.setdefault("LANCE_LOG", "error")
     handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     for name in ("pipeline", "jobs"):

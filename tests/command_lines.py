@@ -12,9 +12,6 @@ from tempfile import TemporaryDirectory
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 
-NOT_YET = {"reindex"}
-"""Jobs that manifests name and that are not built. DELETE an entry, and then this, once the job is there."""
-
 
 def problems(
     words: Sequence[str], environment: Mapping[str, str], files: Mapping[str, str], *, in_shell: bool
@@ -38,10 +35,8 @@ def problems(
     try:
         job = importlib.import_module(f"jobs.{name}")
     except ModuleNotFoundError:
-        if name not in NOT_YET:
-            yield f"there is no job {name}"
-            return
-        job = None
+        yield f"there is no job {name}"
+        return
     try:
         given = _parser(job).parse_args(list(words[3:]))
     except (SystemExit, argparse.ArgumentError):
@@ -51,19 +46,9 @@ def problems(
 
 
 def _parser(job: object) -> argparse.ArgumentParser:
-    if job is not None:
-        make = getattr(job, "parser", None) or job._parser
-        result: argparse.ArgumentParser = make()
-        return result
-    from jobs.backfill import add_run_arguments
-
-    parser = argparse.ArgumentParser(prog="jobs.reindex")
-    add_run_arguments(parser)
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--verify-content", action="store_true")
-    parser.add_argument("--confirm-deletes", type=int)
-    parser.add_argument("--price-per-gpu-hour", type=float)
-    return parser
+    make = getattr(job, "parser", None) or job._parser
+    result: argparse.ArgumentParser = make()
+    return result
 
 
 def _settings(given: argparse.Namespace, files: Mapping[str, str]) -> Iterator[str]:

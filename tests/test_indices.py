@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import lance
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 from query_tables import make_db, unit
 
 from pipeline.store import indices
+from pipeline.store.folding import MOST_SEGMENTS, fold_indices
 from pipeline.store.indices import build_indices, k_means
 
 DIM = 24
@@ -103,3 +106,50 @@ def test_centroids_are_units_and_none_is_lost():
     assert centroids.shape == (7, 8)
     np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-5)
     assert ((points @ centroids.T).max(axis=1) > 0.999).sum() >= 60
+
+
+def add_rows(db, count, seed):
+    """More products of the same kind, as fragments that no index knows."""
+    other = clustered(Path(db).parent / f"more-{seed}", count, seed=seed)
+    rows = lance.dataset(f"{other}/products.lance").to_table()
+    ids = pa.array([f"more-{seed}-{i}" for i in range(count)])
+    rows = rows.set_column(rows.schema.get_field_index("product_id"), rows.schema.field("product_id"), ids)
+    lance.write_dataset(rows, f"{db}/products.lance", mode="append")
+
+
+def segments(db, name="avg_vector_idx"):
+    statistics = lance.dataset(f"{db}/products.lance").stats.index_stats(name)
+    assert statistics["num_unindexed_rows"] == 0
+    return [part.get("num_partitions") for part in statistics["indices"]]
+
+
+def test_new_rows_are_folded_in_until_it_is_time_to_build_anew(tmp_path):
+    db = clustered(tmp_path / "db", 4000)
+    index = build_indices(db, min_rows=1000)
+    add_rows(db, 60, 1)
+    folded = fold_indices(db, index, min_rows=1000)
+    assert segments(db) == [16, 16]
+    assert len(segments(db, "product_id_idx")) == 2
+    assert (folded["avg"]["rows"], folded["avg"]["folded"], folded["avg"]["unmeasured"]) == (4060, 60, 60)
+    assert folded["avg"]["recall_at_10"] == index["avg"]["recall_at_10"], "measured before, and still near enough"
+    assert fold_indices(db, folded, min_rows=1000) == folded, "nothing new"
+    add_rows(db, 200, 2)
+    measured = fold_indices(db, folded, min_rows=1000)
+    assert (measured["avg"]["folded"], measured["avg"]["unmeasured"]) == (260, 0)
+    assert measured["avg"]["recall_at_10"] >= 0.99
+    add_rows(db, 700, 3)
+    anew = fold_indices(db, measured, min_rows=1000)
+    assert segments(db) == [16]
+    assert (anew["avg"]["folded"], anew["avg"]["rows"]) == (0, 4960)
+
+
+def test_an_index_of_too_many_segments_is_built_anew(tmp_path):
+    db = clustered(tmp_path / "db", 2000)
+    index = build_indices(db, min_rows=1000)
+    lengths = []
+    for seed in range(1, MOST_SEGMENTS + 1):
+        add_rows(db, 5, seed)
+        index = fold_indices(db, index, min_rows=1000)
+        lengths.append(len(segments(db)))
+    assert lengths == [*range(2, MOST_SEGMENTS + 1), 1]
+    assert len(segments(db, "product_id_idx")) <= MOST_SEGMENTS

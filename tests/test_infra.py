@@ -229,11 +229,6 @@ def test_a_shell_hands_the_entrypoint_on_as_it_is_meant(name: str) -> None:
     assert [given[key] for key in ("catalog", "db", "model")] == [settings[key] for key in ("CATALOG", "DB", "MODEL")]
 
 
-def test_no_job_is_both_built_and_missing() -> None:
-    built = {path.stem for path in (ROOT / "jobs").glob("*.py")}
-    assert not built & command_lines.NOT_YET, "it is built: delete it from tests/command_lines.py, NOT_YET"
-
-
 def test_the_cronjob_asks_for_a_rayjob_that_is_there() -> None:
     docs = overlay("gpu")
     container = the(docs, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]

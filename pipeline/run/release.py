@@ -18,6 +18,7 @@ from pipeline.run.report import Run, counts
 from pipeline.run.signals import Stop
 from pipeline.store.commits import restore
 from pipeline.store.content import content_digest
+from pipeline.store.folding import fold_indices
 from pipeline.store.indices import build_indices
 from pipeline.store.lease import Lease
 from pipeline.store.releases import Release, newest_release, now, publish
@@ -113,9 +114,21 @@ def release(
         rows = commit(db, loaded, how, extent, run_id=run.run_id, check=check)
         run.deleted = len(extent.gone)
         check()
-        index = build_indices(db.uri, min_rows=settings.index_min_rows, min_recall=settings.min_recall)
+        if base is None or extent.whole >= {"products", "images"}:
+            verified = None
+            index = build_indices(db.uri, min_rows=settings.index_min_rows, min_recall=settings.min_recall)
+        else:
+            verified = base
+            index = fold_indices(db.uri, base.index, min_rows=settings.index_min_rows, min_recall=settings.min_recall)
         versions = {table: db.latest_version(table) for table in TABLES}
-        checks = verify(db, index, versions=versions, expected_rows=rows, min_recall=settings.min_recall)
+        checks = verify(
+            db,
+            index,
+            versions=versions,
+            expected_rows=rows,
+            min_recall=settings.min_recall,
+            verified=verified,
+        )
     if gate is not None:
         gate(run.config, base)
     inputs = run.progress.texts + run.progress.images

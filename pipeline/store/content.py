@@ -73,22 +73,32 @@ class Products:
     content: int
 
 
-def scan_products(dataset: Any, faults: Faults) -> Products:
-    """Read all products but their partitions, a few thousand rows at a time."""
+def scan_products(dataset: Any, faults: Faults, before: Any = None, content: int = 0) -> Products:
+    """Read all products but their partitions, a few thousand rows at a time.
+
+    Args:
+        dataset: the table's version.
+        faults: told of what is wrong.
+        before: a version that was verified: of rows that were in it only keys and counts are read again.
+        content: `content_digest` of that version.
+    """
     ids: list[Hashes] = [np.zeros(0, np.int64)]
     n_images: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    texts = content = 0
-    vectors = dict.fromkeys(("text_vector", "image_vector", "avg_vector"), 0)
-    for batch in _batches(dataset, [name for name in dataset.schema.names if name != "partition"]):
+    texts = 0
+    for batch in _batches(dataset, ["product_id", "n_images", "has_text"]):
+        ids.append(hashes(batch["product_id"]))
+        n_images.append(_ints(batch["n_images"]))
+        texts += int(_bools(batch["has_text"]).sum())
+    counts = np.concatenate(n_images)
+    vectors = {"text_vector": texts, "image_vector": int((counts > 0).sum()), "avg_vector": len(counts)}
+    for batch in _batches(
+        dataset, [n for n in dataset.schema.names if n != "partition"], _new_fragments(dataset, before)
+    ):
         names = batch["product_id"]
-        ids.append(hashes(names))
         images, has_text = _ints(batch["n_images"]), _bools(batch["has_text"])
-        n_images.append(images)
-        texts += int(has_text.sum())
         content += content_digest(pa.Table.from_batches([batch]))
         present = {name: _bools(pc.is_valid(batch[name])) for name in vectors}
-        for name, is_present in present.items():
-            vectors[name] += int(is_present.sum())
+        for name in present:
             check_vectors(batch[name], names, faults, f"products: {name} is not a unit vector")
         faults.add("products: no avg_vector", names, ~present["avg_vector"])
         faults.add("products: has_text and text_vector disagree", names, has_text != present["text_vector"])
@@ -97,22 +107,62 @@ def scan_products(dataset: Any, faults: Faults) -> Products:
         faults.add("products: n_images and images_sha256 disagree", names, images != hashed)
         hashed_text = _bools(pc.is_valid(batch["text_sha256"]))
         faults.add("products: has_text and text_sha256 disagree", names, has_text != hashed_text)
-    return Products(np.concatenate(ids), np.concatenate(n_images), texts, vectors, content % (1 << 128))
+    for rows in _left(dataset, before):
+        content -= content_digest(rows)
+    return Products(np.concatenate(ids), counts, texts, vectors, content % (1 << 128))
 
 
-def scan_images(dataset: Any, faults: Faults) -> tuple[Hashes, Hashes]:
-    """Read all images but their thumbnails: hashes of image_id and of product_id, one a row."""
+def scan_images(dataset: Any, faults: Faults, before: Any = None) -> tuple[Hashes, Hashes]:
+    """Read all images but their thumbnails: hashes of image_id and of product_id, one a row.
+
+    Args:
+        dataset: the table's version.
+        faults: told of what is wrong.
+        before: a version that was verified: of rows that were in it only the keys are read again.
+    """
     ids: list[Hashes] = [np.zeros(0, np.int64)]
     owners: list[Hashes] = [np.zeros(0, np.int64)]
-    for batch in _batches(dataset, ["image_id", "product_id", "ordinal", "sha256", "vector"]):
-        names = batch["image_id"]
-        ids.append(hashes(names))
+    for batch in _batches(dataset, ["image_id", "product_id"]):
+        ids.append(hashes(batch["image_id"]))
         owners.append(hashes(batch["product_id"]))
+    columns = ["image_id", "product_id", "ordinal", "sha256", "vector"]
+    for batch in _batches(dataset, columns, _new_fragments(dataset, before)):
+        names = batch["image_id"]
         faults.add("images: no vector", names, ~_bools(pc.is_valid(batch["vector"])))
         check_vectors(batch["vector"], names, faults, "images: vector is not a unit vector")
         wanted = pc.binary_join_element_wise(batch["product_id"], batch["ordinal"].cast(pa.string()), "/")
         faults.add("images: image_id is not product_id/ordinal", names, ~_bools(pc.equal(names, wanted)))
     return np.concatenate(ids), np.concatenate(owners)
+
+
+def _files(fragment: Any) -> tuple[str, ...]:
+    """What makes a fragment the same one in two versions: a whole table written anew counts its fragments from 0."""
+    return (str(fragment.fragment_id), *(file.path for file in fragment.metadata.files))
+
+
+def _new_fragments(dataset: Any, before: Any) -> list[Any] | None:
+    """Fragments that `before` does not have; None: all of them."""
+    if before is None:
+        return None
+    known = {_files(fragment) for fragment in before.get_fragments()}
+    return [fragment for fragment in dataset.get_fragments() if _files(fragment) not in known]
+
+
+def _left(dataset: Any, before: Any) -> Iterator[pa.Table]:
+    """Rows of `before` that are not in the version any more, without vectors."""
+    if before is None:
+        return
+    columns = [name for name in before.schema.names if not name.endswith("_vector")]
+    now = {_files(fragment): fragment for fragment in dataset.get_fragments()}
+    for fragment in before.get_fragments():
+        after = now.get(_files(fragment))
+        if after is not None and after.num_deletions == fragment.num_deletions:
+            continue
+        rows = fragment.to_table(columns=columns, with_row_address=True)
+        if after is not None:
+            stays = after.to_table(columns=[], with_row_address=True)["_rowaddr"]
+            rows = rows.filter(pc.invert(pc.is_in(rows["_rowaddr"], stays.combine_chunks())))
+        yield rows.drop_columns(["_rowaddr"])
 
 
 def check_vectors(column: pa.Array, names: pa.Array, faults: Faults, kind: str) -> None:
@@ -143,8 +193,11 @@ def hashes(values: pa.Array) -> Hashes:
     return np.fromiter(map(hash, values.to_pylist()), np.int64, len(values))
 
 
-def _batches(dataset: Any, columns: Sequence[str]) -> Iterator[Any]:
-    yield from dataset.to_batches(columns=list(columns), batch_size=_BATCH_ROWS)
+def _batches(dataset: Any, columns: Sequence[str], fragments: Sequence[Any] | None = None) -> Iterator[Any]:
+    if fragments is None:
+        yield from dataset.to_batches(columns=list(columns), batch_size=_BATCH_ROWS)
+    for fragment in fragments or ():
+        yield from fragment.to_batches(columns=list(columns), batch_size=_BATCH_ROWS)
 
 
 def _bools(column: pa.Array) -> npt.NDArray[np.bool_]:

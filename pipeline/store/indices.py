@@ -21,7 +21,7 @@ Vectors = npt.NDArray[np.float32]
 MODES = {"text": "text_vector", "image": "image_vector", "avg": "avg_vector"}
 """Search mode to the column of `products` that it searches."""
 
-_PRESENT = {"text": "has_text", "image": "n_images > 0", "avg": "has_text OR n_images > 0"}
+PRESENT = {"text": "has_text", "image": "n_images > 0", "avg": "has_text OR n_images > 0"}
 """Which products have the mode's vector; reading these columns is much cheaper than reading vectors."""
 
 ROWS_PER_PARTITION, MIN_PARTITIONS, MAX_PARTITIONS = 800, 16, 4096
@@ -49,6 +49,8 @@ class VectorIndex:
         probes: partitions that a query reads; 0 without an index.
         refine: how many times k candidates are scored again with the full vectors.
         recall_at_10: against exact search, measured with text vectors as queries.
+        folded: rows that came after the centroids were found.
+        unmeasured: those of them that came after recall was measured.
     """
 
     kind: str
@@ -57,6 +59,8 @@ class VectorIndex:
     probes: int = 0
     refine: int = REFINES[0]
     recall_at_10: float = 1.0
+    folded: int = 0
+    unmeasured: int = 0
 
 
 def build_indices(
@@ -77,7 +81,7 @@ def build_indices(
         ReleaseRefused: an index came out with another number of partitions than was asked for.
     """
     connection = lancedb.connect(db)
-    built = {mode: _vector_index(connection, mode, seed, min_rows, min_recall) for mode in MODES}
+    built = {mode: build_vector_index(connection, mode, seed, min_rows, min_recall) for mode in MODES}
     _scalar_indices(connection)
     return {mode: asdict(index) for mode, index in built.items()}
 
@@ -92,7 +96,7 @@ def measure_indices(
     known = {index.name for index in dataset.describe_indices()}
     measured: dict[str, dict[str, Any]] = {}
     for mode, column in MODES.items():
-        index = VectorIndex("exact", dataset.count_rows(filter=_PRESENT[mode]))
+        index = VectorIndex("exact", dataset.count_rows(filter=PRESENT[mode]))
         if f"{column}_idx" in known:
             parts = [part["num_partitions"] for part in index_statistics(dataset, f"{column}_idx")["indices"]]
             probes, refine, recall = probe_index(table, mode, partitions=max(parts), seed=seed, min_recall=min_recall)
@@ -107,15 +111,21 @@ def index_statistics(dataset: lance.LanceDataset, name: str) -> dict[str, Any]:
     return dict(dataset.stats.index_stats(name))
 
 
-def _vector_index(connection: Any, mode: str, seed: int, min_rows: int, min_recall: float) -> VectorIndex:
+def index_partitions(rows: int) -> int:
+    """How many partitions an index over so many vectors should have."""
+    return min(max(rows // ROWS_PER_PARTITION, MIN_PARTITIONS), MAX_PARTITIONS, rows)
+
+
+def build_vector_index(connection: Any, mode: str, seed: int, min_rows: int, min_recall: float) -> VectorIndex:
+    """Build the index of one mode over the latest version, and find its probes; none where there are few vectors."""
     table = connection.open_table("products")
     dataset = table.to_lance()
-    rows = dataset.count_rows(filter=_PRESENT[mode])
+    rows = dataset.count_rows(filter=PRESENT[mode])
     if rows < max(min_rows, 1):
         if f"{MODES[mode]}_idx" in {index.name for index in table.list_indices()}:
             table.drop_index(f"{MODES[mode]}_idx")
         return VectorIndex(kind="exact", rows=rows)
-    partitions = min(max(rows // ROWS_PER_PARTITION, MIN_PARTITIONS), MAX_PARTITIONS, rows)
+    partitions = index_partitions(rows)
     rng = np.random.default_rng(seed)
     _, sample = _sample(dataset, mode, partitions * _SAMPLE_PER_PARTITION, rng)
     centroids = k_means(sample, partitions, rng)
@@ -179,7 +189,7 @@ def probe_index(
         the most candidates where even those are not enough.
     """
     dataset = table.to_lance()
-    source = "text" if dataset.count_rows(filter=_PRESENT["text"]) else "image"
+    source = "text" if dataset.count_rows(filter=PRESENT["text"]) else "image"
     own_ids, queries = _sample(dataset, source, _QUERIES, np.random.default_rng(seed + 1))
     skip = own_ids if source == mode or source == "image" else [""] * len(queries)
     floor = _tenth_best(dataset, mode, queries, skip)
@@ -234,7 +244,7 @@ def _tenth_best(dataset: lance.LanceDataset, mode: str, queries: Vectors, skip: 
 
 def _sample(dataset: lance.LanceDataset, mode: str, count: int, rng: np.random.Generator) -> tuple[list[str], Vectors]:
     """Ids and vectors float32 (count, D), unit L2 norm, of random products that have the mode's vector."""
-    present = dataset.to_table(columns=[], filter=_PRESENT[mode], with_row_address=True)["_rowaddr"].to_numpy()
+    present = dataset.to_table(columns=[], filter=PRESENT[mode], with_row_address=True)["_rowaddr"].to_numpy()
     chosen = rng.choice(present, min(count, len(present)), replace=False)
     taken = dataset._take_rows(np.sort(chosen).tolist(), columns=["product_id", MODES[mode]])
     return taken["product_id"].to_pylist(), _matrix(taken[MODES[mode]].combine_chunks())
@@ -242,7 +252,7 @@ def _sample(dataset: lance.LanceDataset, mode: str, count: int, rng: np.random.G
 
 def _vectors(dataset: lance.LanceDataset, mode: str) -> Iterator[tuple[list[str], Vectors]]:
     """Ids and vectors float32 (batch, D) of all products that have the mode's vector."""
-    for batch in dataset.to_batches(columns=["product_id", MODES[mode]], filter=_PRESENT[mode], batch_size=8192):
+    for batch in dataset.to_batches(columns=["product_id", MODES[mode]], filter=PRESENT[mode], batch_size=8192):
         yield batch["product_id"].to_pylist(), _matrix(batch[MODES[mode]])
 
 
@@ -250,14 +260,22 @@ def _matrix(column: pa.Array) -> Vectors:
     return np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(column), -1)
 
 
+def scalar_columns(table: Any, name: str) -> dict[str, type]:
+    """Columns of a table that get a scalar index, and its kind: keys and hashes, and categories with few values."""
+    columns: dict[str, type] = dict.fromkeys(SCALAR_INDICES[name], BTree)
+    for column in ("broad_category", "fine_category") if name == "products" else ():
+        if len(table.to_lance().to_table(columns=[column])[column].unique()) <= _BITMAP_VALUES:
+            columns[column] = Bitmap
+    return columns
+
+
+def build_scalar_index(table: Any, column: str, kind: type) -> None:
+    """Build a scalar index over all rows."""
+    table.create_index(column, config=kind(), replace=True)
+
+
 def _scalar_indices(connection: Any) -> None:
-    """Keys and hashes, and categories with few values."""
-    for name, columns in SCALAR_INDICES.items():
+    for name in SCALAR_INDICES:
         table = connection.open_table(name)
-        for column in columns:
-            table.create_index(column, config=BTree(), replace=True)
-    products = connection.open_table("products")
-    for column in ("broad_category", "fine_category"):
-        values = products.to_lance().to_table(columns=[column])[column]
-        if len(values.unique()) <= _BITMAP_VALUES:
-            products.create_index(column, config=Bitmap(), replace=True)
+        for column, kind in scalar_columns(table, name).items():
+            build_scalar_index(table, column, kind)
