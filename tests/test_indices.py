@@ -137,10 +137,10 @@ def test_new_rows_are_folded_in_until_it_is_time_to_build_anew(tmp_path):
     measured = fold_indices(db, folded, min_rows=1000)
     assert (measured["avg"]["folded"], measured["avg"]["unmeasured"]) == (260, 0)
     assert measured["avg"]["recall_at_10"] >= 0.99
-    add_rows(db, 700, 3)
+    add_rows(db, 900, 3)
     anew = fold_indices(db, measured, min_rows=1000)
     assert segments(db) == [16]
-    assert (anew["avg"]["folded"], anew["avg"]["rows"]) == (0, 4960)
+    assert (anew["avg"]["folded"], anew["avg"]["rows"]) == (0, 5160)
 
 
 def test_an_index_of_too_many_segments_is_built_anew(tmp_path):
