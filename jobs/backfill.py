@@ -76,6 +76,11 @@ def summary(result: Mapping[str, Any]) -> str:
         lines.append(f"truncated  {result['truncated_texts']:,} texts are longer than model.max_tokens")
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["run_seconds"].items())
     lines.append(f"time       {result['seconds']:.1f} s: {stages}")
+    lines.append(f"bottleneck {result['diagnosis']['sentence']}")
+    if result["slower_sentence"]:
+        lines.append(f"slower     {result['slower_sentence']}")
+    if result["report"]:
+        lines.append(f"report     {result['report']}")
     if result["released"]:
         lines.append(f"release    {result['release']} in {result['db']}")
     else:
