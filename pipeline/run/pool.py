@@ -61,6 +61,11 @@ class _Actor:
     working_s: float = 0.0
     moved_at: float = 0.0
 
+    @property
+    def latest(self) -> Progress:
+        """Its counts: as it told them, unless it has finished more since it was asked."""
+        return self.done if self.done.rows > self.told.rows else self.told
+
 
 class Pool:
     """Embedding actors, started together, and replaced one by one.
@@ -187,7 +192,7 @@ class Pool:
                 if told != actor.told:
                     actor.told, actor.moved_at = told, time.monotonic()
         for actor in self._actors.values():
-            total.add(actor.told.counts(), actor.told.seconds)
+            total.add(actor.latest.counts(), actor.latest.seconds)
         return total
 
     def usage(self) -> Usage:
@@ -302,7 +307,7 @@ class Pool:
             ray.kill(actor.handle)
         for _, waiting in reversed(list(actor.queue)[1:]):
             schedule.give_back(waiting)
-        self._gone.add(actor.told.counts(), actor.told.seconds)
+        self._gone.add(actor.latest.counts(), actor.latest.seconds)
         self._gone_usage.append(self._usage_of(number, actor))
 
     def _replace(self, schedule: Schedule) -> None:
