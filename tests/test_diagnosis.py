@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_catalog import items, write_products
 
@@ -122,6 +122,7 @@ def test_without_actors_nothing_is_said_of_them() -> None:
     assert found.sentence == "no actor embedded anything: nothing had to be embedded"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(*[SECONDS] * len(STAGES)), min_size=1, max_size=3),
     st.tuples(*[SECONDS] * len(WAITS)),
@@ -163,6 +164,7 @@ def test_every_diagnosis_is_a_sentence_with_settings_that_exist(
         assert hasattr(getattr(config, section), key), (section, key)
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.floats(0.1, 1e3)] * len(STAGES)), st.tuples(*[st.floats(0.1, 1e3)] * len(WAITS)))
 def test_shares_do_not_depend_on_how_long_a_run_is(busy: tuple[float, ...], waits: tuple[float, ...]) -> None:
     def of(factor: float) -> dict[str, float]:
@@ -184,6 +186,7 @@ def test_pools_after_each_other_are_numbered_on() -> None:
     assert Usage().joined(first) == first
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 50), st.integers(0, 1000)), min_size=1, max_size=1500))
 def test_samples_are_bounded_in_order_and_end_with_the_last(steps: list[tuple[float, int]]) -> None:
     samples, at, progress = Samples(), 0.0, Progress()
@@ -195,7 +198,12 @@ def test_samples_are_bounded_in_order_and_end_with_the_last(steps: list[tuple[fl
     series = samples.series()
     assert [sample.seconds for sample in series] == sorted({sample.seconds for sample in series})
     assert (series[-1].seconds, series[-1].rows) == (at, progress.rows)
-    assert all(rate >= 0 for _, rate in rows_per_s(series))
+    rates = rows_per_s(series)
+    assert len(rates) <= 60
+    assert all(rate >= 0 for _, rate in rates)
+    if rates:
+        each = (series[-1].seconds - series[0].seconds) / len(rates)
+        assert sum(rate * each for _, rate in rates) == pytest.approx(series[-1].rows - series[0].rows, abs=1e-3)
 
 
 def test_samples_go_on_with_another_pool() -> None:
@@ -205,7 +213,15 @@ def test_samples_go_on_with_another_pool() -> None:
     samples.add(3.0, Progress(rows=30, embedded=20))
     assert [sample.rows for sample in samples.series()] == [100, 110, 130]
     assert samples.series()[-1] == Sample(3.0, 130, 0, 110, 0)
-    assert rows_per_s(samples.series()) == [(2.0, 10.0), (3.0, 20.0)]
+
+
+def test_rows_that_are_told_in_lumps_give_an_even_rate() -> None:
+    series = [Sample(0.5 * at, 100 * (at // 4), 0, 0, 0) for at in range(61)]
+    series.append(Sample(30.001, 1550, 0, 0, 0))  # the last moment comes right after the one before
+    rates = rows_per_s(series)
+    assert len(rates) == 10
+    assert all(30 <= rate <= 90 for _, rate in rates)
+    assert rows_per_s(series[:4]) == rows_per_s([]) == []
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from small_catalog import Item, items, table, write_products
 
@@ -153,7 +154,7 @@ def test_a_page_has_its_sections_tables_and_descriptions() -> None:
         assert not any(name.startswith("on") or name in ("style", "src", "href") for name in attributes)
         assert tag != "svg" or "aria-hidden" in attributes or attributes["aria-label"]
     (chart,) = (a["aria-label"] for t, a in seen.tags if t == "svg" and a.get("role") == "img")
-    assert chart == "Rows a second over 38 seconds: 100.0 on average, at most 100.0"
+    assert chart == "Rows a second over 38 seconds: 100.0 on average, 100.0 in the best 3.2 seconds"
     words = " ".join(seen.words)
     for said in ("the towers waited.", "decode took 5 times as long.", "+1,000", "4 vCPUs per GPU", "0.0139"):
         assert said in words
@@ -204,6 +205,7 @@ def test_credentials_are_not_shown(text: str, shown: str) -> None:
     assert redacted_tree({"a": [text, 1, None]}) == {"a": [shown, 1, None]}
 
 
+@hypothesis_settings(deadline=None)
 @given(st.text("xyz0189", min_size=8, max_size=12), st.text("abc/?&=.-", max_size=10))
 def test_no_password_of_a_uri_survives(password: str, rest: str) -> None:
     assert password not in redacted(f"see s3://user:{password}@bucket/{rest} and s3://b/x?secret_key={password}")

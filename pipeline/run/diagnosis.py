@@ -77,9 +77,9 @@ def shares_of(usage: Usage) -> dict[str, float]:
     busy, waits = usage.seconds, usage.waits
     pool = busy["decode"] + busy["fetch"]
     reader = busy["read"] + waits["fetched"]
-    to_fetch = waits["batch"] * (waits["fetched"] / reader if reader else 0.0)
+    to_fetch = waits["batch"] * min(1.0, waits["fetched"] / reader if reader else 0.0)
     # Bytes stand in one queue with images to decode, where the same threads do both.
-    to_decode = 0.0 if usage.fetch_threads or not pool else to_fetch * busy["decode"] / pool
+    to_decode = 0.0 if usage.fetch_threads or not pool else to_fetch * min(1.0, busy["decode"] / pool)
     working = sum(actor.working_s for actor in usage.actors)
     seconds = {
         "towers": busy["towers"],

@@ -124,8 +124,6 @@ class Pool:
             self._kill_all()
             raise
         self._start_s = time.monotonic() - begun
-        for actor in self._actors.values():
-            actor.ready_at = begun + self._start_s
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,6 +153,8 @@ class Pool:
             TwotowerError: an error that an actor raised on purpose.
         """
         next_progress, begun = 0.0, time.monotonic()
+        for actor in self._actors.values():
+            actor.ready_at = begun  # until now the first ones waited for each other, and for the lease
         while not schedule.is_over:
             if not self._stop.is_set:
                 self._welcome()

@@ -129,7 +129,10 @@ def _rows_over_time(series: Sequence[Sample]) -> str:
     span = series[-1].seconds - series[0].seconds
     mean = (series[-1].rows - series[0].rows) / span if span > 0 else 0.0
     most = max(value for _, value in points)
-    label = f"Rows a second over {span:,.0f} seconds: {mean:,.1f} on average, at most {most:,.1f}"
+    each = span / len(points)
+    label = (
+        f"Rows a second over {span:,.0f} seconds: {mean:,.1f} on average, {most:,.1f} in the best {each:,.1f} seconds"
+    )
     return f"{line(points, label=label, unit='rows a second, by seconds since the start')}<p>{escape(label)}.</p>"
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+
+import numpy as np
 
 from pipeline.run.progress import STAGES, WAITS, Progress
 
 _MOST_SAMPLES = 300
+_MOST_SPANS = 60
+_LEAST_SPAN_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class ActorUsage:
         gpus: that it holds; a fraction shares one.
         node_cpus: vCPUs of its node, as Ray counts them.
         held_s: from when it was asked for until it was let go: what its GPUs cost.
-        start_s: of these, until it had its model; for the first actors, until all of them had.
+        start_s: of these, until it had its model; for the first actors, until all of them had, and embedding began.
         working_s: of these, with a partition in hand.
         seconds: busy, by stage; decode and fetch summed over threads.
         waits: idle, by what was waited for.
@@ -155,9 +158,15 @@ class Samples:
 
 
 def rows_per_s(series: Sequence[Sample]) -> list[tuple[float, float]]:
-    """Rows a second between each moment and the next, at the later one of the two."""
-    return [
-        (after.seconds, max(0, after.rows - before.rows) / (after.seconds - before.seconds))
-        for before, after in pairwise(series)
-        if after.seconds > before.seconds
-    ]
+    """Rows a second in spans of equal length, each by the second at its end.
+
+    Rows are counted a batch at a time, and moments lie unevenly: only over some seconds is there a rate to speak of.
+    """
+    span = series[-1].seconds - series[0].seconds if series else 0.0
+    spans = min(_MOST_SPANS, int(span / _LEAST_SPAN_S))
+    if not spans:
+        return []
+    edges = np.linspace(series[0].seconds, series[-1].seconds, spans + 1)
+    rows = np.interp(edges, [sample.seconds for sample in series], [sample.rows for sample in series])
+    rates = np.diff(rows) / np.diff(edges)
+    return [(float(edge), max(0.0, float(rate))) for edge, rate in zip(edges[1:], rates, strict=True)]
