@@ -120,6 +120,11 @@ def summary(result: Mapping[str, Any]) -> str:
     lines.append(f"time       {result['seconds']:.1f} s: {stages}")
     if result["deleted"]:
         lines.append(f"deleted    {result['deleted']:,} products that the catalog does not hold any more")
+    lines.append(f"bottleneck {result['diagnosis']['sentence']}")
+    if result["slower_sentence"]:
+        lines.append(f"slower     {result['slower_sentence']}")
+    if result["report"]:
+        lines.append(f"report     {result['report']}")
     if result["released"]:
         lines.append(f"release    {result['release']} in {result['db']}")
     else:

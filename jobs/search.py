@@ -16,10 +16,11 @@ import pyarrow as pa
 from jobs.cli import JobParser, fail
 from pipeline.errors import QueryError, TwotowerError
 from pipeline.query import Diversify, Searcher
-from pipeline.query.contact_sheet import Section, contact_sheet, visible
+from pipeline.query.contact_sheet import Section, contact_sheet
 from pipeline.query.filters import parse_where
 from pipeline.query.request import MODES
 from pipeline.records import Hit
+from pipeline.shown import visible
 
 _CONDITION = re.compile(r"\s*(?P<column>[^=!<>~]+?)\s*(?P<operator>!=|<=|>=|=|<|>|~)\s*(?P<value>.*)", re.DOTALL)
 _OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "~": "contains"}

@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--db", required=True, help="folder or object-store prefix of the LanceDB tables")
     result.add_argument("--staging", default="", help="where the run stages, if staging.path was set")
     result.add_argument("--last", type=positive, default=5, metavar="N", help="how many releases and runs to show")
+    result.add_argument("--run", metavar="RUN_ID", help="one run instead: what held it up, and where its page is")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     result.add_argument(
         "--metrics", type=port, metavar="PORT", help="serve gauges to Prometheus until a signal comes; 0: a free port"
@@ -59,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def job() -> Mapping[str, Any]:
         if arguments.metrics is not None:
             return serve_metrics(arguments.db, host=arguments.metrics_host, port=arguments.metrics)
+        if arguments.run is not None:
+            run = read_run(arguments.db, arguments.run)
+            if not arguments.json:
+                print(describe_run(run))
+            return run
         status = read_status(arguments.db, arguments.staging, last=arguments.last)
         if not arguments.json:
             print(describe(status))
@@ -100,6 +106,42 @@ def read_status(db: str, staging: str = "", *, last: int = 5) -> dict[str, Any]:
         "staged_inputs": sum(entry["counts"]["texts"] + entry["counts"]["images"] for entry in entries),
         "rejects": dict(rejects.most_common()),
     }
+
+
+def read_run(db: str, run_id: str) -> dict[str, Any]:
+    """One run's row, its report read.
+
+    Raises:
+        CatalogError: there is no database.
+        QueryError: no such run is in it.
+    """
+    import json
+
+    from pipeline.errors import QueryError
+    from pipeline.store.tables import open_database
+
+    database = open_database(db)
+    runs: list[dict[str, Any]] = database.dataset("runs").to_table().to_pylist() if database.exists("runs") else []
+    run = next((run for run in runs if run["run_id"] == run_id), None)
+    if run is None:
+        raise QueryError(f"there is no run {run_id!r} in {db}; python -m jobs.status --db {db} lists the last ones")
+    return run | {"report": json.loads(run.get("report") or "{}")}
+
+
+def describe_run(run: Mapping[str, Any]) -> str:
+    """One run as a few lines."""
+    report = run["report"]
+    lines = [
+        f"run        {run['run_id']}: {run['job']} {run['status']} in {run['seconds']:.1f} s, "
+        f"begun {run['started_at']:%Y-%m-%d %H:%M:%S}"
+    ]
+    told = {
+        "error": run["error"],
+        "bottleneck": report.get("diagnosis", {}).get("sentence"),
+        "slower": report.get("slower_sentence"),
+        "report": report.get("report"),
+    }
+    return "\n".join([*lines, *(f"{name:<10} {said}" for name, said in told.items() if said)])
 
 
 def describe(status: Mapping[str, Any]) -> str:

@@ -46,15 +46,6 @@ CONTRACT = {
 }
 """What dashboards rely on. `kind` says how Prometheus sees it: Ray adds `ray_`, and `_total` to a counter."""
 
-NOT_YET = {
-    "twotower_rejects",
-    "twotower_stage_wait_seconds",
-    "twotower_queue_depth",
-    "twotower_partitions_pending",
-    "twotower_partitions_done",
-}
-"""Names of CONTRACT that no code defines. DELETE them as soon as pipeline/run/metrics.py is there."""
-
 TARGET_LABELS = {"namespace", "pod", "job", "instance", "container", "WorkerId", "NodeAddress", "Component"}
 """What Prometheus and Ray add to every sample."""
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PIPELINE = ROOT / "pipeline"
 FLOORS = {"model": 1, "catalog": 2, "store": 2, "run": 3, "query": 3, "evaluate": 4}
 OWNERS = {
-    "ray": ("run/pool.py", "run/cluster.py", "run/worker.py", "run/tasks.py"),
+    "ray": ("run/pool.py", "run/cluster.py", "run/worker.py", "run/tasks.py", "run/metrics.py"),
     "lance": ("store/",),
     "lancedb": ("store/", "query/searcher.py", "query/filters.py"),
     "torch": ("model/", "run/embed.py"),

@@ -10,8 +10,9 @@ from PIL import Image
 from query_tables import jpeg
 
 from pipeline.errors import MissingExtra, QueryError
-from pipeline.query.contact_sheet import Section, contact_sheet, page, visible
+from pipeline.query.contact_sheet import Section, contact_sheet, page
 from pipeline.records import Hit
+from pipeline.shown import visible
 
 NASTY = [
     "<script>alert(1)</script>",

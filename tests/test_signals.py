@@ -70,7 +70,7 @@ def test_sigterm_while_embedding_keeps_what_was_staged(
     staged = [json.loads(path.read_text())["entry"] for path in entries(tmp_path)]
     assert 0 < len(staged) < PARTITIONS
     assert all(file_sha256(file["path"]) == file["sha256"] for entry in staged for file in entry["files"])
-    assert {path.name for path in (tmp_path / "db").iterdir()} == {"_staging", "lease.lance", "runs.lance"}
+    assert {path.name for path in (tmp_path / "db").iterdir()} == {"_reports", "_staging", "lease.lance", "runs.lance"}
 
     with caplog.at_level("INFO", logger="pipeline"):
         resumed = backfill(config(catalog, tiny_model, tmp_path / "db"))

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from pipeline.errors import MissingExtra
-from pipeline.query.contact_sheet import Section, caption, visible
+from pipeline.query.contact_sheet import Section, caption
 from pipeline.records import Hit
+from pipeline.shown import visible
 
 try:
     from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError

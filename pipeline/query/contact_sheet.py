@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import QueryError
 from pipeline.records import Hit
+from pipeline.shown import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +78,6 @@ def contact_sheet(
     except OSError as error:
         raise QueryError(f"The contact sheet {path} cannot be written: {error.strerror}.") from error
     return path
-
-
-def visible(text: object) -> str:
-    r"""Text on one line, with control and direction characters written out as \x1b or \u202e."""
-    words = " ".join(str(text).split(" "))
-    return "".join(
-        character
-        if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-        else " "
-        if character in "\n\t\r"
-        else character.encode("unicode_escape").decode("ascii")
-        for character in words
-    )
 
 
 def caption(hit: Hit) -> Caption:

@@ -19,7 +19,7 @@ from pipeline.run.extent import account, extent_of, partition_rows, taken_over
 from pipeline.run.ledger import Ledger, scratch
 from pipeline.run.load import keep_products, load, scanned_rows, staged_rows, write_catalog_rows
 from pipeline.run.partition import PartitionResult
-from pipeline.run.plan import Order, Plan, make_plan
+from pipeline.run.plan import Order, Plan, counts_of, make_plan
 from pipeline.run.reduce import Reduction
 from pipeline.run.release import Gate, check_rejects, is_unchanged, release
 from pipeline.run.report import Run, record, report
@@ -102,6 +102,7 @@ def _run(config: Config, order: Order, gate: Gate | None) -> dict[str, Any]:
             while True:
                 moment = time.monotonic()
                 plan = make_plan(db, run, catalog, order, cluster=cluster, scratch=folder, stop=stop)
+                run.changes = counts_of(plan)
                 moment = run.stage("plan", moment)
                 results = _embed(run, catalog, plan, order, cluster=cluster, folder=folder, stop=stop, writer=writer)
                 moment = run.stage("embed", moment)

@@ -15,7 +15,7 @@ from pipeline.model.tokens import TokenBatch
 from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
 from pipeline.run.memory import FittingBatch
 from pipeline.run.progress import Progress
-from pipeline.run.scan import TEXT_EMPTY, ImageLoader, LoadSettings, image_mark, text_sha256
+from pipeline.run.scan import TEXT_EMPTY, ImageLoader, fetch_threads, image_mark, text_sha256
 from pipeline.run.staging import EmbeddedInput
 from pipeline.store.tables import Database, vectors_by_sha256
 
@@ -104,9 +104,11 @@ class Embedder:
         )
         self.progress = Progress()
         self._reuse = reuse
-        self._threads = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        # Threads of its own: waiting for a network must not keep others from decoding.
-        self._loader = ImageLoader(LoadSettings(images_root, settings.limits, settings.fetch, settings.decode_threads))
+        self.decode_threads, self.fetch_threads = settings.decode_threads, fetch_threads(settings.fetch, images_root)
+        self._threads = self._fetching = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
+        if self.fetch_threads:
+            self._fetching = ThreadPoolExecutor(self.fetch_threads, thread_name_prefix="fetch")
+        self._loader = ImageLoader(images_root, settings.limits, settings.fetch)
         self._known: dict[tuple[str, str], _Known] = {}
         self._begun: set[tuple[str, str]] = set()
         self._fitting = {kind: FittingBatch(kind) for kind in ("text", "image")}
@@ -131,33 +133,50 @@ class Embedder:
             products: in the order in which their inputs are to come out.
             wanted: kind and sha256 of the only inputs that are to come out, each once; None: all.
         """
-        loads = [
-            (product, image, self._loader.threads.submit(self._load, image))
-            for product in products
-            for image in product.images
-        ]
-        pending = [_pending_text(product) for product in products if product.text is not None]
+        with self.progress.timed("read"):
+            loads = [
+                (product, image, self._fetching.submit(self._load, image))
+                for product in products
+                for image in product.images
+            ]
+            pending = [_pending_text(product) for product in products if product.text is not None]
         data: dict[int, bytes] = {}
-        for product, image, load in loads:
-            item = Pending(product.product_id, product.row, "image", image.ordinal, None)
-            try:
-                loaded, item.sha256 = load.result()
-                data[id(item)] = loaded
-            except InputRejected as rejection:
-                item.rejection = rejection
-            item.mark = image_mark(image, item.sha256, item.rejection)
-            pending.append(item)
+        with self.progress.waited("fetched"):
+            for product, image, load in loads:
+                item = Pending(product.product_id, product.row, "image", image.ordinal, None)
+                try:
+                    loaded, item.sha256 = load.result()
+                    data[id(item)] = loaded
+                except InputRejected as rejection:
+                    item.rejection = rejection
+                item.mark = image_mark(image, item.sha256, item.rejection)
+                pending.append(item)
         if wanted is not None:
             pending = self._chosen(pending, wanted)
         self._look_up(pending)
-        for item in pending:
-            if item.rejection is None and (item.kind, item.sha256 or "") not in self._begun:
-                self._begun.add((item.kind, item.sha256 or ""))
-                if item.kind == "image":
-                    item.decoded = self._threads.submit(self._decode, data[id(item)])
-            elif item.kind == "text":
-                item.text = None if item.rejection is None else item.text
+        with self.progress.timed("read"):
+            for item in pending:
+                if item.rejection is None and (item.kind, item.sha256 or "") not in self._begun:
+                    self._begun.add((item.kind, item.sha256 or ""))
+                    if item.kind == "image":
+                        item.decoded = self._threads.submit(self._decode, data[id(item)])
+                elif item.kind == "text":
+                    item.text = None if item.rejection is None else item.text
         return pending
+
+    def settle(self, wall_s: float, before: Mapping[str, float]) -> None:
+        """Book what the fetch and decode threads did not work of a time as waiting.
+
+        Args:
+            wall_s: how long it was.
+            before: the stage seconds at its beginning.
+        """
+        busy = {stage: seconds - before[stage] for stage, seconds in self.progress.seconds.items()}
+        shares_threads = self._fetching is self._threads
+        decoding = busy["decode"] + (busy["fetch"] if shares_threads else 0.0)
+        self.progress.wait("decode_idle", max(0.0, self.decode_threads * wall_s - decoding))
+        if not shares_threads:
+            self.progress.wait("fetch_idle", max(0.0, self.fetch_threads * wall_s - busy["fetch"]))
 
     def finish(self, pending: Sequence[Pending]) -> tuple[list[EmbeddedInput], list[Rejected]]:
         """Run both towers over what was begun, and give every input its vector or its rejection."""
@@ -171,6 +190,7 @@ class Embedder:
                 assert rejection is not None
                 reason = Reason(rejection.reason)
                 self.progress.fetch_failed += reason is Reason.FETCH_FAILED
+                self.progress.reasons[reason] += 1
                 rejects.append(
                     Rejected(item.product_id, item.row, item.kind, reason, rejection.detail, item.ordinal, item.sha256)
                 )
@@ -235,7 +255,9 @@ class Embedder:
         with self.progress.timed("tokenise"):
             tokens = self.model.tokenize([str(item.text) for item in items])
             self.progress.truncated_texts += int(sum(tokens.truncated))
-        with self.progress.timed("towers"):
+        with self.progress.timed(
+            "towers"
+        ):  # a GPU works behind our back, but the call ends with its vectors on the CPU
             vectors = self._fitting["text"].run(
                 len(tokens), lambda part: self.model.embed_tokens(TokenBatch(tokens.ids[part], tokens.truncated[part]))
             )
@@ -247,15 +269,16 @@ class Embedder:
         """Embed the images that are new; returns the ids of their items."""
         items: list[Pending] = []
         prepared: list[Any] = []
-        for item in pending:
-            if item.decoded is None:
-                continue
-            try:
-                prepared.append(item.decoded.result())
-                items.append(item)
-            except InputRejected as rejection:
-                self._known["image", item.sha256 or ""] = _Known(None, rejection=rejection)
-            item.decoded = None
+        with self.progress.waited("decoded"):
+            for item in pending:
+                if item.decoded is None:
+                    continue
+                try:
+                    prepared.append(item.decoded.result())
+                    items.append(item)
+                except InputRejected as rejection:
+                    self._known["image", item.sha256 or ""] = _Known(None, rejection=rejection)
+                item.decoded = None
         if not items:
             return set()
         with self.progress.timed("towers"):

@@ -56,7 +56,7 @@ def account(db: Database, run: Run, catalog: Catalog, plan: Plan, results: Mappi
     """Tell the run what it counted, over all partitions of the catalog, those that it did not read included."""
     total = Progress()
     for result in results.values():
-        total.add(result.counts, result.seconds)
+        total.add(result.counts, result.seconds, result.waits)
     run.products = run.loaded.products.total() if run.loaded else 0
     run.rejected_rows = _row_rejects(run.loaded).total() if run.loaded else total.rejected_rows
     changes = plan.changes

@@ -131,7 +131,9 @@ class Ledger:
         if entry is None or entry["key"] != key:
             return None
         files = tuple(StagedFile(**file) for file in entry["files"])
-        result = PartitionResult(entry["name"], files, entry["counts"], entry["seconds"], entry["wall_s"])
+        result = PartitionResult(
+            entry["name"], files, entry["counts"], entry["seconds"], entry["wall_s"], entry.get("waits", {})
+        )
         try:
             is_whole = all(file_sha256(file.path) == file.sha256 for file in files)
         except OSError:

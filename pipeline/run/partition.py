@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.catalog.partitions import Catalog, Partition
@@ -40,6 +40,7 @@ class PartitionResult:
     counts: Mapping[str, int]
     seconds: Mapping[str, float]
     wall_s: float
+    waits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ def joined(parts: Sequence[PartitionResult]) -> PartitionResult:
     """Parts of one partition as one result."""
     total = Progress()
     for part in parts:
-        total.add(part.counts, part.seconds)
+        total.add(part.counts, part.seconds, part.waits)
     files = tuple(file for part in parts for file in part.files)
-    return PartitionResult(parts[0].name, files, total.counts(), total.seconds, sum(part.wall_s for part in parts))
+    wall_s = sum(part.wall_s for part in parts)
+    return PartitionResult(parts[0].name, files, total.counts(), total.seconds, wall_s, total.waits)
 
 
 def stage_partition(embedder: Embedder, catalog: Catalog, work: Work) -> PartitionResult:
@@ -71,7 +73,7 @@ def stage_partition(embedder: Embedder, catalog: Catalog, work: Work) -> Partiti
     start = time.perf_counter()
     embedder.forget()
     progress = embedder.progress
-    counts_before, seconds_before = progress.counts(), dict(progress.seconds)
+    counts, seconds, waits = progress.counts(), dict(progress.seconds), dict(progress.waits)
     schema = staged_schema(embedder.model.dim, catalog.carried)
     with StagedWriter(work.staged_path, schema, catalog.carried) as writer:
         for products, row_rejects, pending in _prepared(embedder, catalog, work):
@@ -85,10 +87,17 @@ def stage_partition(embedder: Embedder, catalog: Catalog, work: Work) -> Partiti
             progress.products += sum(product.is_first for product in products)
             progress.rows += len(products) + len(row_rejects)
             progress.rejected_rows += len(row_rejects)
-    counts = {name: value - counts_before[name] for name, value in progress.counts().items()}
-    seconds = {name: value - seconds_before[name] for name, value in progress.seconds.items()}
+            for reject in row_rejects:
+                progress.reasons[reject.reason] += 1
+        written = time.perf_counter()
+    progress.spend("write", time.perf_counter() - written)  # closing the file is most of it on a slow disk or store
+    wall_s = time.perf_counter() - start
+    embedder.settle(wall_s, seconds)
+    counts = {name: value - counts[name] for name, value in progress.counts().items()}
+    seconds = {stage: value - seconds[stage] for stage, value in progress.seconds.items()}
+    waits = {cause: value - waits[cause] for cause, value in progress.waits.items()}
     file = StagedFile(work.staged_path, writer.sha256, work.unit.attempt)
-    return PartitionResult(work.partition.name, (file,), counts, seconds, time.perf_counter() - start)
+    return PartitionResult(work.partition.name, (file,), counts, seconds, wall_s, waits)
 
 
 def stage_condemned(catalog: Catalog, work: Work, dim: int, detail: str) -> PartitionResult:
@@ -120,6 +129,7 @@ def _prepared(
     """Batches read and prepared by a thread of their own, a bounded number ahead."""
     batches: queue.Queue[Any] = queue.Queue(_PREPARED_BATCHES)
     is_over = threading.Event()
+    progress = embedder.progress
 
     def put(item: object) -> None:
         while not is_over.is_set():
@@ -127,6 +137,7 @@ def _prepared(
                 batches.put(item, timeout=0.1)
             except queue.Full:
                 continue
+            progress.ready_batches = batches.qsize()
             return
 
     def produce() -> None:
@@ -136,18 +147,25 @@ def _prepared(
             rows = (unit.first_row, unit.stop_row)
             reader = read_products(catalog, work.partition, work.plan, rows=rows, batch_rows=unit.batch_rows)
             while not is_over.is_set():
-                with embedder.progress.timed("read"):
+                with progress.timed("read"):
                     batch = next(reader, None)
-                if batch is None:
-                    return put(None)
-                put((*batch, embedder.prepare(batch[0], wanted)))
+                prepared = None if batch is None else (*batch, embedder.prepare(batch[0], wanted))
+                with progress.waited("room"):
+                    put(prepared)
+                if prepared is None:
+                    return
         except BaseException as error:
             put(error)
 
     thread = threading.Thread(target=produce, name="reader", daemon=True)
     thread.start()
     try:
-        while (item := batches.get()) is not None:
+        while True:
+            with progress.waited("batch"):
+                item = batches.get()
+            progress.ready_batches = batches.qsize()
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
             yield item

@@ -95,6 +95,24 @@ class Plan:
         return changes is not None and changes.is_nothing and not (self.is_averaged_anew or changes.scanned)
 
 
+def counts_of(plan: Plan) -> dict[str, int]:
+    """What a plan sets out to do, by kind, for people; of a plan that reads ids alone there is less to tell."""
+    changes, wanted = plan.changes, plan.wanted
+    if changes is None:
+        return {"products to embed": plan.rows.products, "products to delete": len(plan.gone)}
+    return {
+        "new products": changes.added,
+        "products with other texts or images": changes.averaged,
+        "products with other metadata": changes.relabelled,
+        "products to delete": len(plan.gone),
+        "texts to embed": wanted.texts,
+        "images to embed": wanted.images,
+        "inputs to reuse": wanted.reused,
+        "partitions read": len(changes.scanned),
+        "partitions unread": len(changes.unread),
+    }
+
+
 def make_plan(
     db: Database, run: Run, catalog: Catalog, order: Order, *, cluster: Cluster, scratch: str, stop: Stop
 ) -> Plan:

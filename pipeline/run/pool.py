@@ -22,8 +22,10 @@ from pipeline.run.embed import EmbedSettings, ReuseSource
 from pipeline.run.memory import is_out_of_memory
 from pipeline.run.partition import PartitionResult, Work
 from pipeline.run.progress import Progress
+from pipeline.run.scan import fetch_threads
 from pipeline.run.schedule import Schedule, Unit
 from pipeline.run.signals import Stop
+from pipeline.run.usage import ActorUsage, Usage
 from pipeline.run.worker import ActorInfo, EmbedWorker, with_control
 from pipeline.store.holder import process_start
 
@@ -42,7 +44,9 @@ class _Actor:
     Attributes:
         start: the reference of its start.
         info: what it answered; None until then.
+        ready_at: when it could take work, by the monotonic clock; 0 until then.
         told: its counts as it last told them.
+        done: counts and seconds of the units that it finished, which took `working_s`.
         moved_at: when they, or the running unit, were last seen to change, by the monotonic clock.
     """
 
@@ -50,10 +54,18 @@ class _Actor:
     start: Any
     asked_at: float
     info: ActorInfo | None = None
+    ready_at: float = 0.0
     queue: deque[tuple[Any, Unit]] = field(default_factory=deque)
     question: Any = None
     told: Progress = field(default_factory=Progress)
+    done: Progress = field(default_factory=Progress)
+    working_s: float = 0.0
     moved_at: float = 0.0
+
+    @property
+    def latest(self) -> Progress:
+        """Its counts: as it told them, unless it has finished more since it was asked."""
+        return self.done if self.done.rows > self.told.rows else self.told
 
 
 class Pool:
@@ -85,6 +97,9 @@ class Pool:
         self._count = 0
         self._actors: dict[int, _Actor] = {}
         self._gone = Progress()
+        self._gone_usage: list[ActorUsage] = []
+        self._cpus: dict[str, float] = {}
+        self._start_s = self._embedding_s = 0.0
         self._failed_starts = 0
         self.infos: list[ActorInfo] = []
 
@@ -96,6 +111,7 @@ class Pool:
             ModelError: the model is refused, by the first actor that says so.
             RunInterrupted: `stop` was set.
         """
+        begun = time.monotonic()
         try:
             for _ in range(self._size.actors):
                 self._launch()
@@ -108,6 +124,7 @@ class Pool:
         except BaseException:
             self._kill_all()
             raise
+        self._start_s = time.monotonic() - begun
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,7 +153,9 @@ class Pool:
             RunError: workers died too often.
             TwotowerError: an error that an actor raised on purpose.
         """
-        next_progress = 0.0
+        next_progress, begun = 0.0, time.monotonic()
+        for actor in self._actors.values():
+            actor.ready_at = begun  # until now the first ones waited for each other, and for the lease
         while not schedule.is_over:
             if not self._stop.is_set:
                 self._welcome()
@@ -149,6 +168,7 @@ class Pool:
             if time.monotonic() >= next_progress:
                 on_progress(self.progress())
                 next_progress = time.monotonic() + _POLL_S
+            self._embedding_s = time.monotonic() - begun
         on_progress(self.progress())
         if schedule.failure is not None:
             raise RunError(f"{schedule.failure}; nothing was released, and the partitions that are staged are kept")
@@ -173,8 +193,38 @@ class Pool:
                 if told != actor.told:
                     actor.told, actor.moved_at = told, time.monotonic()
         for actor in self._actors.values():
-            total.add(actor.told.counts(), actor.told.seconds)
+            total.add(actor.latest.counts(), actor.latest.seconds)
         return total
+
+    def usage(self) -> Usage:
+        """What all actors did with their time so far; of units that were lost only that they took time."""
+        actors = [*self._gone_usage, *(self._usage_of(number, actor) for number, actor in self._actors.items())]
+        return Usage(
+            actors=tuple(sorted(actors, key=lambda actor: actor.actor)),
+            at_once=self._size.actors,
+            gpus=self._size.actors * self._size.gpus_per_actor,
+            decode_threads=self._size.decode_threads,
+            fetch_threads=fetch_threads(self._config.fetch, self._arguments[1].root),
+            start_s=self._start_s,
+            embedding_s=self._embedding_s,
+        )
+
+    def _usage_of(self, number: int, actor: _Actor) -> ActorUsage:
+        now = time.monotonic()
+        node_id = actor.info.node_id if actor.info else ""
+        return ActorUsage(
+            actor=number,
+            node=actor.info.node if actor.info else "",
+            node_id=node_id,
+            gpus=self._size.gpus_per_actor,
+            node_cpus=self._cpus.get(node_id, 0.0),
+            held_s=now - actor.asked_at,
+            start_s=(actor.ready_at or now) - actor.asked_at,
+            working_s=actor.working_s,
+            seconds=actor.done.seconds,
+            waits=actor.done.waits,
+            counts=actor.done.counts(),
+        )
 
     def _hand_out(self, schedule: Schedule, work_for: Callable[[Unit], Work]) -> None:
         """Fill the actors' queues evenly, up to the bound; an actor with a suspect unit gets nothing beside it."""
@@ -217,6 +267,8 @@ class Pool:
             self._lose(number, schedule, error)
         else:
             actor.queue.popleft()
+            actor.done.add(result.counts, result.seconds, result.waits)
+            actor.working_s += result.wall_s
             on_done(unit, result, schedule.finish(unit))
         actor.moved_at = time.monotonic()
 
@@ -256,7 +308,8 @@ class Pool:
             ray.kill(actor.handle)
         for _, waiting in reversed(list(actor.queue)[1:]):
             schedule.give_back(waiting)
-        self._gone.add(actor.told.counts(), actor.told.seconds)
+        self._gone.add(actor.latest.counts(), actor.latest.seconds)
+        self._gone_usage.append(self._usage_of(number, actor))
 
     def _replace(self, schedule: Schedule) -> None:
         """Start actors in the place of lost ones; the others go on meanwhile."""
@@ -312,6 +365,9 @@ class Pool:
                 del self._actors[number]
                 continue
             self._failed_starts = 0
+            actor.ready_at = time.monotonic()
+            if actor.info.node_id not in self._cpus:
+                self._cpus |= {node["NodeID"]: float(node["Resources"].get("CPU", 0)) for node in ray.nodes()}
             self.infos.append(actor.info)
 
     def _check_start_time(self) -> None:

@@ -1,4 +1,4 @@
-"""How far a run is: counts and stage seconds, told as a bar on a terminal or a plain line every ten seconds."""
+"""How far a run is: counts, busy and wait seconds, told as a bar on a terminal or a plain line every ten seconds."""
 
 from __future__ import annotations
 
@@ -11,20 +11,41 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from pipeline.records import Reason
+
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
 _BAR_WIDTH = 24
 _TIMING = threading.Lock()
 STAGES = ("read", "fetch", "decode", "tokenise", "towers", "write")
+WAITS = {
+    "room": "read",
+    "fetched": "read",
+    "fetch_idle": "fetch",
+    "decode_idle": "decode",
+    "batch": "towers",
+    "decoded": "towers",
+}
+"""What is waited for, and by which stage: the reader for room in its queue and for bytes that are fetched; the fetch
+and decode threads for work; the towers for a prepared batch and for decoded images. Tokenising and writing happen in
+the towers' own thread, one after the other, and wait for nothing."""
+_NOT_COUNTS = ("seconds", "waits", "reasons", "tower_batches", "ready_batches")
 
 
 @dataclass
 class Progress:
-    """Counts and stage seconds, as they grow; decode and fetch seconds are summed over threads.
+    """Counts and seconds, as they grow; those of fetch and decode are summed over threads.
+
+    A block's seconds are added when it ends: a worker that hangs tells the same progress again and again, which is how
+    it is known.
 
     Attributes:
         tower_batches: that went through a tower; a sign of life, and no count of the run.
+        ready_batches: that are prepared and wait for the towers, at this moment.
+        seconds: busy, by stage.
+        waits: idle, by what was waited for.
+        reasons: rejected inputs and rows.
     """
 
     rows: int = 0
@@ -38,7 +59,10 @@ class Progress:
     truncated_texts: int = 0
     fetch_failed: int = 0
     tower_batches: int = 0
+    ready_batches: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    waits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(WAITS, 0.0))
+    reasons: dict[str, int] = field(default_factory=lambda: dict.fromkeys(map(str, Reason), 0))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -47,19 +71,49 @@ class Progress:
         try:
             yield
         finally:
-            with _TIMING:
-                self.seconds[stage] += time.perf_counter() - start
+            self.spend(stage, time.perf_counter() - start)
 
-    def add(self, counts: Mapping[str, int], seconds: Mapping[str, float]) -> None:
-        """Add the counts and stage seconds of a part."""
+    @contextmanager
+    def waited(self, cause: str) -> Iterator[None]:
+        """Add the block's wall time to what was waited for."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.wait(cause, time.perf_counter() - start)
+
+    def wait(self, cause: str, seconds: float) -> None:
+        """Add seconds to what was waited for."""
+        with _TIMING:
+            self.waits[cause] += seconds
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """Add busy seconds to a stage."""
+        with _TIMING:
+            self.seconds[stage] += seconds
+
+    def add(
+        self, counts: Mapping[str, int], seconds: Mapping[str, float], waits: Mapping[str, float] | None = None
+    ) -> None:
+        """Add the counts, stage seconds and waits of a part."""
         for name, count in counts.items():
             setattr(self, name, getattr(self, name) + count)
         for stage, spent in seconds.items():
             self.seconds[stage] += spent
+        for cause, waited in (waits or {}).items():
+            self.waits[cause] += waited
 
     def counts(self) -> dict[str, int]:
         """The counts alone."""
-        return {name: value for name, value in vars(self).items() if name not in ("seconds", "tower_batches")}
+        return {name: value for name, value in vars(self).items() if name not in _NOT_COUNTS}
+
+
+def stage_waits(waits: Mapping[str, float]) -> dict[str, float]:
+    """Wait seconds by the stage that waited."""
+    result = dict.fromkeys(STAGES, 0.0)
+    for cause, waited in waits.items():
+        result[WAITS[cause]] += waited
+    return result
 
 
 class ProgressDisplay:

@@ -43,14 +43,10 @@ class Scanned:
 
 
 class ImageLoader:
-    """Bytes and hashes of images, fetched by threads."""
+    """Bytes and hashes of images. Safe for threads."""
 
-    def __init__(self, settings: LoadSettings) -> None:
-        self._fetcher = Fetcher(settings.root, settings.limits, settings.fetch)
-        is_far = settings.fetch.http or is_uri(settings.root)
-        self.threads = ThreadPoolExecutor(
-            settings.fetch.threads if is_far else settings.threads, thread_name_prefix="fetch"
-        )
+    def __init__(self, root: str, limits: ImageLimits, fetch: FetchConfig) -> None:
+        self._fetcher = Fetcher(root, limits, fetch)
 
     def load(self, image: ImageInput) -> tuple[bytes, str]:
         """The image's bytes and their sha256.
@@ -63,16 +59,28 @@ class ImageLoader:
         data = self._fetcher.fetch(image.data) if isinstance(image.data, str) else image.data
         return data, hashlib.sha256(data).hexdigest()
 
+
+class _Loads:
+    """Images loaded by threads where they have to be fetched, and at once where they lie in the row."""
+
+    def __init__(self, settings: LoadSettings) -> None:
+        self._loader = ImageLoader(settings.root, settings.limits, settings.fetch)
+        self.threads = ThreadPoolExecutor(fetch_threads(settings.fetch, settings.root) or settings.threads)
+
     def begin(self, image: ImageInput) -> Future[tuple[bytes, str]]:
-        """`load`, in a thread where it has to wait for something."""
         if isinstance(image.data, str):
-            return self.threads.submit(self.load, image)
+            return self.threads.submit(self._loader.load, image)
         done: Future[tuple[bytes, str]] = Future()
         try:
-            done.set_result(self.load(image))
+            done.set_result(self._loader.load(image))
         except InputRejected as rejection:
             done.set_exception(rejection)
         return done
+
+
+def fetch_threads(fetch: FetchConfig, root: str) -> int:
+    """How many threads fetch; 0: those that decode do. Waiting for a network must not keep others from decoding."""
+    return fetch.threads if fetch.http or is_uri(root) else 0
 
 
 def text_sha256(text: str) -> str:
@@ -128,7 +136,7 @@ def scan_partition(catalog: Catalog, partition: Partition, settings: LoadSetting
         RunError: the partition's file is gone, or was changed since the catalog was opened.
     """
     schema = scanned_schema(catalog.carried)
-    loader = ImageLoader(settings)
+    loads = _Loads(settings)
     count = 0
     filesystem, inside = resolve(path)
     try:
@@ -137,12 +145,12 @@ def scan_partition(catalog: Catalog, partition: Partition, settings: LoadSetting
             pq.ParquetWriter(sink, schema, compression="zstd") as writer,
         ):
             for products, rejects in read_products(catalog, partition, RowPlan()):
-                rows = [*_rows(products, loader, catalog.carried), *map(_reject, rejects)]
+                rows = [*_rows(products, loads, catalog.carried), *map(_reject, rejects)]
                 count += len(rows)
                 if rows:
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     finally:
-        loader.threads.shutdown(wait=False, cancel_futures=True)
+        loads.threads.shutdown(wait=False, cancel_futures=True)
     return Scanned(partition.name, path, count)
 
 
@@ -160,9 +168,9 @@ def read_scanned(path: str, columns: Sequence[str] | None = None) -> Iterator[pa
             yield pa.Table.from_batches([batch])
 
 
-def _rows(products: Sequence[Product], loader: ImageLoader, carried: Sequence[pa.Field]) -> list[dict[str, object]]:
-    loads = [[loader.begin(image) for image in product.images] for product in products]
-    return [_row(product, pending, carried) for product, pending in zip(products, loads, strict=True)]
+def _rows(products: Sequence[Product], loads: _Loads, carried: Sequence[pa.Field]) -> list[dict[str, object]]:
+    begun = [[loads.begin(image) for image in product.images] for product in products]
+    return [_row(product, pending, carried) for product, pending in zip(products, begun, strict=True)]
 
 
 def _row(

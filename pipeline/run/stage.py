@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,11 +16,13 @@ from pipeline.catalog.partitions import Catalog, Partition
 from pipeline.catalog.products import RowPlan
 from pipeline.config import Config
 from pipeline.errors import TwotowerError
+from pipeline.records import Reason
 from pipeline.run.cluster import PoolSize, size_pool
 from pipeline.run.embed import EmbedSettings, ReuseSource
 from pipeline.run.fill import FillWork, fill_partitions, gather_shared
 from pipeline.run.ledger import Ledger, work_key
 from pipeline.run.load import BRIEF_INPUTS
+from pipeline.run.metrics import RunMetrics
 from pipeline.run.partition import PartitionResult, Work, joined, stage_condemned
 from pipeline.run.plan import Plan
 from pipeline.run.pool import Pool
@@ -77,7 +80,7 @@ def stage(
     if pending:
         parts: dict[str, list[PartitionResult]] = defaultdict(list)
         rows = sum(p.rows - len(plan.rows_of(p.name).skipped) for p in pending.values())
-        display = ProgressDisplay(len(pending), rows)
+        display, metrics = ProgressDisplay(len(pending), rows), RunMetrics()
 
         def work_for(unit: Unit) -> Work:
             name = unit.partition
@@ -96,11 +99,14 @@ def stage(
 
         def on_condemned(unit: Unit, detail: str, is_complete: bool) -> None:
             log.warning("row %d of %s is rejected: every worker that embeds it dies", unit.first_row, unit.partition)
+            metrics.reject(Reason.WORKER_CRASHED)
             told = f"{unit.attempt} workers died over the row ({detail})"
             on_done(unit, stage_condemned(catalog, work_for(unit), run.card.dim, told), is_complete)
 
         def on_progress(progress: Progress) -> None:
             display.update(progress)
+            metrics.update(display.done, len(pending))
+            run.samples.add(time.monotonic() - run.begun, progress)
             writer.check()
 
         join()
@@ -118,7 +124,10 @@ def stage(
                     gpus = ",".join(info.gpu_ids) or "none"
                     log.info("actor %d on %s: %s, GPUs %s", info.actor, info.node, info.device, gpus)
                 writer.begin()
-                pool.embed(schedule, work_for, on_done=on_done, on_condemned=on_condemned, on_progress=on_progress)
+                try:
+                    pool.embed(schedule, work_for, on_done=on_done, on_condemned=on_condemned, on_progress=on_progress)
+                finally:
+                    run.usage = run.usage.joined(pool.usage())
         except (TwotowerError, OSError):
             if writer.lease.is_held:  # beside another run, its files of the same partition could be among them
                 with suppress(OSError):

@@ -1,11 +1,10 @@
-"""The actor around the plain Embedder, and its counters for dashboards."""
+"""The actor around the plain Embedder."""
 
 from __future__ import annotations
 
 import os
 import socket
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 
@@ -13,6 +12,7 @@ from pipeline.catalog.partitions import Catalog
 from pipeline.errors import ClusterError
 from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource, has_cuda
 from pipeline.run.memory import limit_memory
+from pipeline.run.metrics import ActorMetrics
 from pipeline.run.partition import PartitionResult, Work, stage_partition
 from pipeline.run.progress import Progress
 
@@ -39,7 +39,7 @@ class EmbedWorker:
         self._number = number
         self._embedder: Embedder | None = None
         self._catalog: Catalog | None = None
-        self._metrics: _Metrics | None = None
+        self._metrics: ActorMetrics | None = None
 
     def start(self, settings: EmbedSettings, catalog: Catalog, reuse: ReuseSource | None, gpus: float) -> ActorInfo:
         """Load the model on the device that this actor owns, and check that it is the only one it can see."""
@@ -54,7 +54,7 @@ class EmbedWorker:
         settings = replace(settings, device=device)
         self._embedder = Embedder(settings, catalog.root, reuse)
         self._catalog = catalog
-        self._metrics = _Metrics(self._number)
+        self._metrics = ActorMetrics(self._number)
         if settings.memory_bytes is not None:
             limit_memory(settings.memory_bytes)
         model = self._embedder.model
@@ -78,32 +78,6 @@ class EmbedWorker:
         progress.tower_batches = self._embedder.model.n_batches
         self._metrics.update(progress)
         return progress
-
-
-class _Metrics:
-    """Counters for dashboards, through ray.util.metrics."""
-
-    def __init__(self, actor: int) -> None:
-        from ray.util.metrics import Counter
-
-        tags = {"actor": str(actor)}
-        self._inputs = Counter("twotower_inputs", "Inputs by outcome", tag_keys=("actor", "outcome"))
-        self._stages = Counter("twotower_stage_seconds", "Busy seconds by stage", tag_keys=("actor", "stage"))
-        self._inputs.set_default_tags(tags)
-        self._stages.set_default_tags(tags)
-        self._told: dict[str, float] = {}
-
-    def update(self, progress: Progress) -> None:
-        for outcome in ("embedded", "reused", "rejected"):
-            self._add(self._inputs, "outcome", outcome, getattr(progress, outcome))
-        for stage, seconds in progress.seconds.items():
-            self._add(self._stages, "stage", stage, seconds)
-
-    def _add(self, counter: Any, tag: str, value: str, total: float) -> None:
-        grown = total - self._told.get(value, 0)
-        if grown > 0:
-            counter.inc(grown, tags={tag: value})
-            self._told[value] = total
 
 
 def with_control(cls: type[EmbedWorker]) -> type[EmbedWorker]:

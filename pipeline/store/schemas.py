@@ -113,7 +113,7 @@ def catalog_rows_schema() -> pa.Schema:
 
 
 def runs_schema() -> pa.Schema:
-    """One row per run, released or not; `counts`, `stages`, `rates` and `versions` are JSON objects."""
+    """One row per run, released or not; `counts`, `stages`, `rates`, `versions` and `report` are JSON objects."""
     return pa.schema(
         [
             key("run_id", pa.string()),
@@ -130,6 +130,7 @@ def runs_schema() -> pa.Schema:
             pa.field("stages", pa.string()),
             pa.field("rates", pa.string()),
             pa.field("versions", pa.string()),
+            pa.field("report", pa.string()),
             pa.field("error", pa.string()),
         ]
     )

@@ -1,0 +1,51 @@
+"""Text as it may be shown: control characters made visible, credentials left out."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+_URI = re.compile(r"\w[\w+.-]*://[^\s'\"<>]+")
+_PARAMETER = re.compile(r"(?<=[?&])([^=&#]+)=([^&#]*)")
+_HARMLESS = ("region", "scheme", "endpoint_override")
+
+
+def visible(text: object) -> str:
+    r"""Text on one line, with control and direction characters written out as \x1b or \u202e."""
+    words = " ".join(str(text).split(" "))
+    return "".join(
+        character
+        if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        else " "
+        if character in "\n\t\r"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in words
+    )
+
+
+def redacted(text: str) -> str:
+    """Text with the credentials of the URIs in it cut out: `s3://key:secret@bucket/x` is `s3://…@bucket/x`."""
+    return _URI.sub(lambda match: _without_credentials(match[0]), text)
+
+
+def redacted_tree(value: Any) -> Any:
+    """What JSON can hold, with every text in it redacted."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {redacted(str(key)): redacted_tree(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted_tree(item) for item in value]
+    return value
+
+
+def _without_credentials(uri: str) -> str:
+    scheme, _, rest = uri.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = authority.rpartition("@")
+    rest = "…" + rest[len(user) :] if at else rest
+    return f"{scheme}://" + _PARAMETER.sub(
+        lambda match: match[0] if match[1].lower() in _HARMLESS else f"{match[1]}=…", rest
+    )
