@@ -177,24 +177,27 @@ def size_pool(config: Config, partitions: int) -> PoolSize:
     for name, value in (("gpus", per_actor), ("cpus", pool.cpus_per_actor)):
         if value > 1 and value != int(value):
             raise ClusterError(f"pool.{name}_per_actor is a fraction up to 1, or a whole number; got {value:g}")
-    if pool.actors is not None:
-        actors = pool.actors
-    elif per_actor:
-        actors = max(1, slots(gpus, per_actor))
-    else:
-        actors = sum(node["Resources"].get("CPU", 0) > 0 for node in nodes) or 1
-    actors = min(actors, max(1, partitions)) if pool.actors is None else actors
+    actors = pool.actors if pool.actors is not None else actors_that_fit(per_actor)
     if ray_address(config) == "local" and (
         (per_actor and actors > slots(gpus, per_actor))
         or actors * pool.cpus_per_actor > float(resources.get("CPU", 0)) + 1e-9
     ):
         raise ClusterError(too_few(actors, per_actor, pool.cpus_per_actor))
+    actors = min(actors, max(1, partitions))
     cores = min((int(node["Resources"].get("CPU", 1)) for node in nodes if node["Resources"].get("CPU")), default=1)
     on_one_node = math.ceil(actors / max(1, len(nodes)))
     share = max(1, cores // on_one_node)
     decode_threads = pool.decode_threads or min(16, share)
     torch_threads = pool.torch_threads or (1 if per_actor and has_cuda() else share)
     return PoolSize(actors, per_actor, pool.cpus_per_actor, gpus, decode_threads, torch_threads)
+
+
+def actors_that_fit(per_actor: float) -> int:
+    """How many actors the cluster has room for as it is now, at least one: GPU by GPU, or one on each node without."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if per_actor:
+        return max(1, sum(slots(float(node.get("GPU", 0)), per_actor) for node in nodes))
+    return sum(node.get("CPU", 0) > 0 for node in nodes) or 1
 
 
 def check_nodes(paths: Sequence[str], stop: Stop) -> None:

@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 from pipeline.catalog.partitions import Catalog
 from pipeline.config import Config
 from pipeline.errors import ClusterError, RunError, described
-from pipeline.run.cluster import PoolSize, cause, too_few
+from pipeline.run.cluster import PoolSize, actors_that_fit, cause, too_few
 from pipeline.run.embed import EmbedSettings, ReuseSource
 from pipeline.run.memory import is_out_of_memory
 from pipeline.run.partition import PartitionResult, Work
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _MAX_FAILED_STARTS = 3
+_LOOK_S = 3.0  # between two looks at the cluster's nodes
 _GONE_WITHIN_S = 5.0  # Ray kills in the background
 
 
@@ -94,6 +95,8 @@ class Pool:
         self._stop = stop
         self._arguments = (settings, catalog, reuse, size.gpus_per_actor)
         self._config = config
+        self._wanted = size.actors
+        self._next_look = 0.0
         self._count = 0
         self._actors: dict[int, _Actor] = {}
         self._gone = Progress()
@@ -113,7 +116,7 @@ class Pool:
         """
         begun = time.monotonic()
         try:
-            for _ in range(self._size.actors):
+            for _ in range(self._wanted):
                 self._launch()
             while waiting := self._starting():
                 self._stop.check()
@@ -201,8 +204,8 @@ class Pool:
         actors = [*self._gone_usage, *(self._usage_of(number, actor) for number, actor in self._actors.items())]
         return Usage(
             actors=tuple(sorted(actors, key=lambda actor: actor.actor)),
-            at_once=self._size.actors,
-            gpus=self._size.actors * self._size.gpus_per_actor,
+            at_once=self._wanted,
+            gpus=self._wanted * self._size.gpus_per_actor,
             decode_threads=self._size.decode_threads,
             fetch_threads=fetch_threads(self._config.fetch, self._arguments[1].root),
             start_s=self._start_s,
@@ -313,13 +316,26 @@ class Pool:
 
     def _replace(self, schedule: Schedule) -> None:
         """Start actors in the place of lost ones; the others go on meanwhile."""
-        while not schedule.is_over and len(self._actors) < self._size.actors:
+        self._follow_cluster(schedule)
+        while not schedule.is_over and len(self._actors) < self._wanted:
             self._launch()
         if self._starting() and not any(actor.info for actor in self._actors.values()):
             try:
                 self._check_start_time()
             except ClusterError as error:
                 raise RunError(f"all workers are gone: {error}; what was staged is kept") from error
+
+    def _follow_cluster(self, schedule: Schedule) -> None:
+        """Ask for as many actors as the cluster has room for by now, without `pool.actors`: nodes come late, and go."""
+        if self._config.pool.actors is not None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_S
+        room = min(actors_that_fit(self._size.gpus_per_actor), max(1, schedule.unfinished))
+        if room > self._wanted:
+            log.info("the cluster has room for %d actors now, %d were asked for", room, self._wanted)
+            self._wanted = room
+        elif room < self._wanted and len(self._actors) < self._wanted:  # one is gone, and its place with it
+            self._wanted = max(room, len(self._actors))
 
     def _launch(self) -> None:
         """Create an actor and begin to load its model."""
@@ -345,8 +361,8 @@ class Pool:
 
         Raises:
             ClusterError: an actor died while it started.
-            RunError: several replacements in a row did.
-            TwotowerError: what the actor says of the model.
+            RunError: several later ones in a row did.
+            TwotowerError: what the actor says of the model, or of the catalog that its node cannot see.
         """
         starting = self._starting()
         ready = set(ray.wait(starting, num_returns=len(starting), timeout=0)[0]) if starting else set()
@@ -356,7 +372,13 @@ class Pool:
             try:
                 actor.info = ray.get(actor.start)
             except RayTaskError as error:
-                raise cause(error) from error
+                self._failed_starts += 1
+                if is_first or self._failed_starts >= _MAX_FAILED_STARTS:
+                    raise cause(error) from error
+                log.warning("an actor could not start, and is tried elsewhere: %s", cause(error))
+                ray.kill(actor.handle)
+                del self._actors[number]
+                continue
             except RayError as error:
                 self._failed_starts += 1
                 if is_first or self._failed_starts >= _MAX_FAILED_STARTS:
@@ -380,8 +402,8 @@ class Pool:
         ready = sum(actor.info is not None for actor in self._actors.values())
         if any(time.monotonic() - actor.asked_at > limit for actor in self._actors.values() if actor.info is None):
             raise ClusterError(
-                f"{too_few(self._size.actors, self._size.gpus_per_actor, self._size.cpus_per_actor)}; {ready} of "
-                f"{self._size.actors} actors were ready after pool.start_timeout_s = {limit:g} seconds"
+                f"{too_few(self._wanted, self._size.gpus_per_actor, self._size.cpus_per_actor)}; {ready} of "
+                f"{self._wanted} actors were ready after pool.start_timeout_s = {limit:g} seconds"
             )
 
     def _kill_all(self) -> None:

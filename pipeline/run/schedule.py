@@ -71,6 +71,11 @@ class Schedule:
         """Whether nothing is pending or running, or the run has failed."""
         return self.failure is not None or not (self._pending or self._running or self._condemned)
 
+    @property
+    def unfinished(self) -> int:
+        """Units that are pending or running."""
+        return len(self._pending) + len(self._running)
+
     def take(self, *, is_idle: bool = True) -> Unit | None:
         """The next unit for a worker, or None; a suspect one only for a worker that has no other work."""
         for place, unit in enumerate(self._pending):

@@ -10,6 +10,7 @@ import ray
 
 from pipeline.catalog.partitions import Catalog
 from pipeline.errors import ClusterError
+from pipeline.paths import exists
 from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource, has_cuda
 from pipeline.run.memory import limit_memory
 from pipeline.run.metrics import ActorMetrics
@@ -50,6 +51,9 @@ class EmbedWorker:
                 f"Ray gave this actor GPU {','.join(gpu_ids)} but CUDA_VISIBLE_DEVICES is {visible!r} on "
                 f"{socket.gethostname()}; unset RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES there"
             )
+        file = catalog.partitions[0].file
+        if not exists(file):  # a node that came late was not asked before
+            raise ClusterError(f"node {socket.gethostname()} cannot read {file}; use storage that all nodes share")
         device = settings.device if settings.device != "auto" else _device(gpus)
         settings = replace(settings, device=device)
         self._embedder = Embedder(settings, catalog.root, reuse)

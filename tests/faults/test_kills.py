@@ -37,16 +37,20 @@ POINTS = {
     "commit of products": ("pipeline.store.commits:replace_rows", 1),
     "commit of images": ("pipeline.store.commits:replace_rows", 2),
     "commit of rejects": ("pipeline.store.commits:replace_rows", 3),
-    "index": ("pipeline.store.indices:build_indices", 1),
+    "commit of catalog rows": ("pipeline.store.commits:replace_rows", 5),
+    "index": ("pipeline.store.folding:fold_indices", 1),
     "verification": ("pipeline.store.verify:verify", 1),
     "tags of the run": ("pipeline.store.releases:tag", 2),
     "release row": ("lance.dataset:MergeInsertBuilder.execute", 1),
-    "tags of the release": ("pipeline.store.releases:tag", 5),
+    "tags of the release": ("pipeline.store.releases:tag", 7),
     "ledger forgotten": ("pipeline.run.ledger:Ledger.forget", 1),
 }
 """Name to the function and its call."""
 
-MOMENTS = [(point, "after") for point in POINTS] + [("staged rename", "before"), ("release row", "before")]
+LIKE_OTHERS = ("commit of rejects", "commit of catalog rows", "index", "tags of the run")
+"""Between two commits as after the one of images, and before the release row as after verification: by hand only."""
+MOMENTS = [(point, "after") for point in POINTS if point not in LIKE_OTHERS]
+MOMENTS += [("staged rename", "before"), ("release row", "before")]
 """What is before one point is after another, but for the first."""
 
 RELEASED = ("release row after", "tags of the release", "ledger forgotten")
@@ -56,7 +60,7 @@ FIRST_LOAD = {
     "commit of images": ("pipeline.store.commits:replace_all", 2),
     "release row": ("lance.dataset:MergeInsertBuilder.execute", 1),
 }
-RANDOM_KILLS = 8
+RANDOM_KILLS = 4
 IN_FLIGHT = ACTORS * PARTITIONS_PER_ACTOR
 
 

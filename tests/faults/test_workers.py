@@ -6,7 +6,17 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import POISON, Fault, FaultyJob, arguments, assert_done, assert_latest_is_release, run_here
+from harness import (
+    NOTE_BEGIN,
+    POISON,
+    STAGE,
+    Fault,
+    FaultyJob,
+    arguments,
+    assert_done,
+    assert_latest_is_release,
+    run_here,
+)
 from season import Season
 from small_catalog import Item, assert_equal_tables, items, jpeg, table, write_products
 
@@ -68,6 +78,25 @@ def test_a_node_that_is_killed_is_done_without(season: Season, tmp_path: Path) -
         assert len(job.events("kill_raylet")) == 1, job.process.log
         assert code == 0, job.process.log
     assert_done(db, season.after)
+
+
+def test_a_node_that_comes_late_gets_work_and_one_that_leaves_is_done_without(tiny_model: str, tmp_path: Path) -> None:
+    catalog = write_products(tmp_path / "catalog", [items(4, seed=seed) for seed in range(40)])
+    reference = run_here(arguments(catalog, tmp_path / "reference", tiny_model))
+    assert reference.code == 0, reference.log
+    command = [str(Path(__file__).with_name("moving_nodes.py"))]
+    given = ["--catalog", str(catalog), "--db", str(tmp_path / "db"), "--model", tiny_model]
+    faults = [NOTE_BEGIN, Fault(STAGE, "linger", "before", nth=0, is_once=False)]
+    with FaultyJob(given, tmp_path / "job", faults, command=command) as job:
+        code = job.end()
+        assert code == 0, job.process.log
+        told = job.process.last_line()
+    actors = told["actors"]
+    slots = {(actor["node_id"], actor["gpu_ids"][0]) for actor in actors}
+    assert len(slots) == len(actors) == 3, "two GPUs of the first node, one of the late one"
+    assert sorted(gpu for _, gpu in slots) == ["0", "0", "1"]
+    assert len({event["pid"] for event in job.events("note")}) == 3, "each of them was used"
+    assert_done(tmp_path / "db", tmp_path / "reference")
 
 
 def test_a_row_that_kills_the_process_every_time_is_rejected_alone(

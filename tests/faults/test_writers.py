@@ -13,7 +13,7 @@ from pipeline.store.releases import list_releases
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-START, RELEASE = "pipeline.run.backfill:plan_rows", "pipeline.run.backfill:release"
+START, RELEASE = "pipeline.run.backfill:make_plan", "pipeline.run.backfill:release"
 NO_LEASE = ("pipeline.store.lease:Lease._is_free", "pipeline.store.lease:Lease.check")
 
 

@@ -31,6 +31,9 @@ _held: list[bytearray] = []
 _calls: Counter[str] = Counter()
 
 
+_LINGER_S = 2.0
+
+
 def install() -> None:
     """Remember the driver's pid for its children, and wait for the imports of the named modules."""
     if DRIVER in sys.orig_argv and "FAULT_DRIVER" not in os.environ:
@@ -186,6 +189,11 @@ def _meet(fault: dict[str, Any]) -> None:
         time.sleep(0.02)
 
 
+def _linger(_: dict[str, Any]) -> None:
+    """As slow as a partition of some size."""
+    time.sleep(_LINGER_S)
+
+
 # "say_yes" is none of these: the function is not run at all, and its answer is True.
 ACTIONS: dict[str, Callable[[dict[str, Any]], None]] = {
     "note": lambda fault: None,
@@ -199,4 +207,5 @@ ACTIONS: dict[str, Callable[[dict[str, Any]], None]] = {
     "out_of_memory": _out_of_memory,
     "fail": _fail,
     "meet": _meet,
+    "linger": _linger,
 }
