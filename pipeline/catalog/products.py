@@ -15,6 +15,7 @@ from pipeline.catalog.partitions import READ_ERRORS, Catalog, Partition
 from pipeline.records import ImageInput, Product, Reason, Rejected
 
 Rows = npt.NDArray[np.int64]
+_HELD_ROWS = 64  # as many make a batch of what a plan leaves
 _NO_ROWS: Rows = np.zeros(0, np.int64)
 
 
@@ -67,23 +68,18 @@ def read_products(
     columns += [names.images, names.image_ordinal, *(f.name for f in catalog.carried)]
     row, stop = rows or partition.span
     roles = _Roles(plan, row, stop)
+    wanted = [c for c in dict.fromkeys(columns) if c]
+    held = _Held(catalog, roles, batch_rows or _HELD_ROWS)
     try:
-        for table in catalog.read(
-            partition, [c for c in dict.fromkeys(columns) if c], rows=(row, stop), batch_rows=batch_rows
-        ):
-            records = _records(catalog, table)
-            products: list[Product] = []
-            rejects: list[Rejected] = []
-            for record in records:
-                result = _product(catalog, record, row, roles)
-                if isinstance(result, Product):
-                    products.append(result)
-                elif result is not None:
-                    rejects.append(result)
-                row += 1
-            yield products, rejects
+        for table in catalog.read(partition, wanted, rows=(row, stop), batch_rows=batch_rows):
+            held.add(table, row)
+            row += table.num_rows
+            if held.is_full:
+                yield held.take()
+        yield held.take()
         catalog.check_unchanged(partition)
     except READ_ERRORS as error:
+        yield held.take()
         detail = f"rows {row} to {stop - 1} of {partition.name} cannot be read: {error}"
         yield [], [Rejected(None, row, "row", Reason.PARTITION_UNREADABLE, detail)]
 
@@ -145,11 +141,43 @@ class _Roles:
         )
 
 
-def _product(catalog: Catalog, record: dict[str, object], row: int, roles: _Roles) -> Product | Rejected | None:
-    """The row as a product, or why it is none; None for a row that is skipped."""
+class _Held:
+    """Rows that are not skipped, until there are enough of them for a batch: a plan may leave one row in a thousand."""
+
+    def __init__(self, catalog: Catalog, roles: _Roles, enough: int) -> None:
+        self._catalog, self._roles, self._enough = catalog, roles, enough
+        self._products: list[Product] = []
+        self._rejects: list[Rejected] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what is held makes a batch; without skipped rows every table does."""
+        return not self._roles.skipped or len(self._products) + len(self._rejects) >= self._enough
+
+    def add(self, table: pa.Table, row: int) -> None:
+        """Hold the rows of a table whose first row has that number."""
+        numbers = range(row, row + table.num_rows)
+        if self._roles.skipped:  # before a skipped row's images are copied
+            chosen = [number for number in numbers if number not in self._roles.skipped]
+            table = table.take(pa.array([number - row for number in chosen], pa.int64()))
+            numbers = chosen  # type: ignore[assignment]
+        for number, record in zip(numbers, _records(self._catalog, table), strict=True):
+            result = _product(self._catalog, record, number, self._roles)
+            if isinstance(result, Product):
+                self._products.append(result)
+            else:
+                self._rejects.append(result)
+
+    def take(self) -> tuple[list[Product], list[Rejected]]:
+        """What is held, which is then let go."""
+        taken = self._products, self._rejects
+        self._products, self._rejects = [], []
+        return taken
+
+
+def _product(catalog: Catalog, record: dict[str, object], row: int, roles: _Roles) -> Product | Rejected:
+    """The row as a product, or why it is none."""
     product_id = record["product_id"]
-    if row in roles.skipped:
-        return None
     if row in roles.rejected:
         reason, detail = roles.rejected[row]
         return Rejected(product_id, row, "row", reason, detail)  # type: ignore[arg-type]
