@@ -201,3 +201,15 @@ def test_rows_appended_at_once_all_stay(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(database.dataset("runs").to_table().column("n").to_pylist()) == [0, 1, 2, 3]
+
+
+def test_a_table_that_grows_takes_new_columns(tmp_path: Path) -> None:
+    db = Database(str(tmp_path / "db"))
+    old = pa.schema([pa.field("run_id", pa.string(), nullable=False)])
+    new = old.append(pa.field("report", pa.string()))
+    append_row(db, "runs", old, {"run_id": "a"})
+    append_row(db, "runs", new, {"run_id": "b", "report": "told"})
+    assert db.dataset("runs").to_table().to_pylist() == [
+        {"run_id": "a", "report": None},
+        {"run_id": "b", "report": "told"},
+    ]

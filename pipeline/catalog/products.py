@@ -76,10 +76,12 @@ def read_products(
             row += table.num_rows
             if held.is_full:
                 yield held.take()
-        yield held.take()
+        if held.is_something:
+            yield held.take()
         catalog.check_unchanged(partition)
     except READ_ERRORS as error:
-        yield held.take()
+        if held.is_something:
+            yield held.take()
         detail = f"rows {row} to {stop - 1} of {partition.name} cannot be read: {error}"
         yield [], [Rejected(None, row, "row", Reason.PARTITION_UNREADABLE, detail)]
 
@@ -153,6 +155,11 @@ class _Held:
     def is_full(self) -> bool:
         """Whether what is held makes a batch; without skipped rows every table does."""
         return not self._roles.skipped or len(self._products) + len(self._rejects) >= self._enough
+
+    @property
+    def is_something(self) -> bool:
+        """Whether anything is held."""
+        return bool(self._products or self._rejects)
 
     def add(self, table: pa.Table, row: int) -> None:
         """Hold the rows of a table whose first row has that number."""

@@ -80,8 +80,11 @@ def write_rows(
 
 
 def append_row(db: Database, table: str, schema: pa.Schema, row: Mapping[str, object]) -> None:
-    """Add one row to a table that only grows."""
+    """Add one row to a table that only grows; columns that it did not have yet are null in its older rows."""
     ensure(db, table, schema)
+    dataset = db.dataset(table)
+    if missing := [field for field in schema if field.name not in dataset.schema.names]:
+        dataset.add_columns(missing)
     lance.write_dataset(pa.Table.from_pylist([dict(row)], schema=schema), db.uri_of(table), mode="append")
 
 
