@@ -35,7 +35,9 @@ def add_run_arguments(result: argparse.ArgumentParser) -> None:
     result.add_argument("--catalog", required=True, help="folder, file, glob or object-store prefix of Parquet files")
     result.add_argument("--db", required=True, help="folder or object-store prefix of the LanceDB tables")
     result.add_argument(
-        "--model", required=True, help="`demo`, a model folder, or a hub id such as jinaai/jina-clip-v1"
+        "--model",
+        required=True,
+        help="`demo`, a model folder or object-store prefix, or a hub id such as jinaai/jina-clip-v1",
     )
     result.add_argument("--config", metavar="FILE.toml", help="settings; see README.md, Settings")
     result.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as pool.gpus=2")

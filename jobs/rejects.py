@@ -79,11 +79,15 @@ def read_rejects(
     from pipeline.paths import absolute
     from pipeline.records import Reason
     from pipeline.store.releases import get_release, newest_release
-    from pipeline.store.tables import Database
+    from pipeline.store.tables import Database, reach_database
 
     if reason is not None and reason not in list(Reason):
         raise QueryError(f"there is no reason {reason!r}; the reasons are {', '.join(Reason)}")
     database = Database(absolute(db))
+    try:
+        reach_database(database)
+    except OSError as error:
+        raise QueryError(f"the database {db} cannot be read: {error}") from error
     found = get_release(database, release) if release is not None else newest_release(database)
     if found is None:
         raise QueryError(f"nothing is released in {db}, so nothing is rejected; a refused run names its own file")

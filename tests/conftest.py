@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 # Before anything imports ray: a Ray of our own, on loopback, with short socket paths.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -16,6 +21,19 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 -- Ray spells it so; as a local run of ours sets it
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# And before Ray starts, as its workers keep the environment: where tests/s3_server.py will listen, once a test asks.
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    S3_PORT = int(_free.getsockname()[1])
+for _name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[_name]
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_REGION": "eu-central-1",
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}",
+}
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -48,6 +66,15 @@ def ray_session() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 server that fails when it is told to; the environment names it already."""
+    from s3_server import s3_server
+
+    with s3_server(S3_PORT) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

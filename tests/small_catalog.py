@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from pipeline.store.tables import Database
 
 FIELDS = ("product_id", "title", "description", "broad_category", "fine_category", "price")
 PRODUCT_SCHEMA = pa.schema(
@@ -92,8 +93,8 @@ def write_images(folder: Path, products: Sequence[Item], *, files: int, seed: in
 
 
 def table(db: str | Path, name: str, version: int | None = None) -> pa.Table:
-    """A table at a version, sorted by its key."""
-    found = lance.dataset(f"{db}/{name}.lance", version=version).to_table()
+    """A table of a folder or URI at a version, sorted by its key."""
+    found = Database(str(db)).dataset(name, version).to_table()
     keys = {"products": ["product_id"], "images": ["image_id"], "rejects": ["product_id", "input", "reason"]}
     return found.sort_by([(key, "ascending") for key in keys.get(name, [found.schema.names[0]])])
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import CatalogConfig, ColumnsConfig
 from pipeline.errors import CatalogError, RunError
-from pipeline.paths import is_uri, resolve
+from pipeline.paths import is_uri, open_file, reach, resolve
 
 _GLOB = frozenset("*?[")
 _BATCH_BYTES = 64_000_000
@@ -155,7 +155,7 @@ class Catalog:
     ) -> Iterator[pa.Table]:
         """Rows from `first` up to `stop`, from the row groups that hold them."""
         filesystem, _ = resolve(self.uri)
-        with filesystem.open_input_file(partition.path) as source:
+        with open_file(filesystem, partition.path) as source:
             file = pq.ParquetFile(source, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
             groups: list[int] = []
             row = end = partition.first_row
@@ -194,6 +194,7 @@ def open_catalog(uri: str, catalog: CatalogConfig, columns: ColumnsConfig, *, im
             was found and what was expected.
     """
     try:
+        reach(uri)
         filesystem, files, root = _find(uri)
     except (OSError, pa.ArrowInvalid) as error:
         raise CatalogError(f"the catalog {uri} cannot be listed: {error}") from error
@@ -272,7 +273,7 @@ def _matches(names: list[str], wanted: list[str]) -> bool:
 def _footer(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> tuple[pq.FileMetaData, str]:
     """A file's footer, and the digest of its bytes: the statistics of every column chunk are in them."""
     try:
-        with filesystem.open_input_file(info.path) as source:
+        with open_file(filesystem, info.path) as source:
             footer = pq.read_metadata(source)
             size = source.size()
             length = int.from_bytes(source.read_at(_TAIL_BYTES, size - _TAIL_BYTES)[:4], "little")
@@ -305,7 +306,10 @@ def _cut(
 
 
 def _identity(info: pafs.FileInfo) -> str:
-    """Size and modification time: what a listing says of a file's content."""
+    """Size and modification time: what a listing says of a file's content.
+
+    A store's ETag would say more, but pyarrow does not tell it; S3 counts the time of an object in whole seconds.
+    """
     return f"{info.size}:{info.mtime_ns if info.mtime_ns is not None else ''}"
 
 

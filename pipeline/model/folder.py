@@ -1,4 +1,4 @@
-"""A model by name: its folder, here or from the hub, read and checked without building a tower."""
+"""A model by name: its folder, here, from a store or from the hub, read and checked without building a tower."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from pipeline.model.identity import (
 )
 from pipeline.model.image_tower import ImageConfig, ImageTower
 from pipeline.model.preprocess import PixelRecipe, read_recipe
+from pipeline.model.remote import fetch_folder
 from pipeline.model.text_tower import TextConfig, TextTower
 from pipeline.model.tokens import TextTokenizer
+from pipeline.paths import is_uri
 
 PUBLISHED_NAME = "jinaai/jina-clip-v1"
 PUBLISHED_REVISION = "06150c7c382d7a4faedc7d5a0d8cdb59308968f4"
@@ -47,11 +49,13 @@ class JinaParts:
 
 
 def resolve(name: str, revision: str | None = None) -> Path:
-    """Find the folder of a model: `demo`, a local folder, or a hub id at a pinned revision.
+    """Find the folder of a model: `demo`, a local folder, an object-store prefix, or a hub id at a pinned revision.
 
     Raises:
-        ModelError: no such folder, an unpinned hub id, or a hub that cannot be reached.
+        ModelError: no such folder or prefix, an unpinned hub id, or a store or hub that cannot be reached.
     """
+    if is_uri(name):
+        return fetch_folder(name)
     folder = Path(__file__).parent / "demo" if name == "demo" else Path(name).expanduser()
     if folder.is_dir():
         return folder

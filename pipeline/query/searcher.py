@@ -52,6 +52,7 @@ class Searcher:
             QueryError: nothing is released, or not this number.
         """
         db, model = os.fspath(db), None if model is None else os.fspath(model)
+        _reach(db)
         pinned = _pin(db, _find(db, release), model, device)
         return cls(db, pinned, model=model, device=device, follows=release is None)
 
@@ -157,12 +158,24 @@ class Searcher:
         return {product_id: thumbnail for product_id, (_, thumbnail) in first.items()}
 
 
+def _reach(db: str) -> None:
+    from pipeline.store.tables import Database, reach_database
+
+    try:
+        reach_database(Database(db))
+    except OSError as error:
+        raise QueryError(f"The database {db} cannot be read: {error}") from error
+
+
 def _find(db: str, number: int | None) -> Release:
     from pipeline.store.releases import get_release, newest_release
 
-    if number is not None:
-        return get_release(db, number)
-    newest = newest_release(db)
+    try:
+        if number is not None:
+            return get_release(db, number)
+        newest = newest_release(db)
+    except (OSError, ValueError) as error:
+        raise QueryError(f"The releases of {db} cannot be read: {error}") from error
     if newest is None:
         raise QueryError(f"Nothing is released in {db}: run jobs.backfill first, or check the path.")
     return newest

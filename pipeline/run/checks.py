@@ -11,18 +11,19 @@ from types import TracebackType
 
 from pipeline.catalog.partitions import Catalog
 from pipeline.config import Config
-from pipeline.errors import ClusterError, ConfigError
-from pipeline.paths import absolute, is_uri, resolve
+from pipeline.errors import ClusterError, ConfigError, first_line
+from pipeline.paths import absolute, is_uri, reach, resolve
 from pipeline.run.cluster import check_nodes, connected, is_inside_job, ray_address
 from pipeline.run.signals import Stop
 from pipeline.run.staging import write_atomically
+from pipeline.store.tables import Database, reach_database
 
 
 def settle_paths(config: Config) -> Config:
     """Local paths made absolute; where other processes resolve them from another folder, relative ones are refused.
 
     Raises:
-        ConfigError: catalog, db or model is not given.
+        ConfigError: catalog, db or model is not given, or the store of db or staging is not there.
         ClusterError: a relative local path inside a Ray job or with a remote cluster.
     """
     given = {
@@ -43,6 +44,13 @@ def settle_paths(config: Config) -> Config:
     for name in ("--db", "staging.path"):
         if given[name] and not is_uri(given[name]):
             check_folder(name, Path(given[name]))
+    try:
+        name = "--db"
+        reach_database(Database(given[name]))
+        name = "staging.path"
+        reach(given[name])
+    except OSError as error:
+        raise ConfigError(f"{name} {given[name]}: {first_line(error)}") from error
     return replace(
         config,
         catalog_uri=given["--catalog"],

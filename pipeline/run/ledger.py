@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipeline.paths import is_uri, resolve
+from pipeline.paths import is_uri, open_file, resolve
 from pipeline.run.partition import PartitionResult, StagedFile
 from pipeline.run.staging import file_sha256, write_atomically
 
@@ -148,7 +148,7 @@ class Ledger:
     def _read(self, path: str) -> dict[str, Any] | None:
         """An entry as it was recorded; None for what is damaged, or not ours: the partition is embedded again."""
         filesystem, _ = resolve(self.folder)
-        with filesystem.open_input_stream(path) as source:
+        with open_file(filesystem, path) as source:
             try:
                 told = json.loads(source.read())
                 entry = told["entry"]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
-from pipeline.paths import resolve
+from pipeline.paths import open_file, resolve
 from pipeline.run.partition import PartitionResult
 from pipeline.run.reduce import (
     Reduction,
@@ -384,7 +384,8 @@ def _ordinals_of(source: Staged, paths: Sequence[str]) -> dict[int, int]:
     result: dict[int, int] = {}
     for path in paths:
         filesystem, inside = resolve(path)
-        table = pq.read_table(inside, filesystem=filesystem, filters=[("partition", "=", source.partition)])
+        with open_file(filesystem, inside) as file:
+            table = pq.read_table(file, filters=[("partition", "=", source.partition)])
         result |= zip(table.column("row").to_pylist(), table.column("ordinal").to_pylist(), strict=True)
     return result
 

@@ -15,7 +15,7 @@ from pipeline.catalog.partitions import Catalog, Partition
 from pipeline.catalog.products import RowPlan, read_products, row_digest
 from pipeline.config import FetchConfig
 from pipeline.errors import InputRejected
-from pipeline.paths import is_uri, resolve
+from pipeline.paths import is_uri, open_file, resolve
 from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
 
 METADATA = ("title", "description", "broad_category", "fine_category")
@@ -162,7 +162,7 @@ def scan_partitions(catalog: Catalog, work: Sequence[tuple[Partition, str]], set
 def read_scanned(path: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Stream a scanned file."""
     filesystem, inside = resolve(path)
-    with filesystem.open_input_file(inside) as source:
+    with open_file(filesystem, inside) as source:
         file = pq.ParquetFile(source)
         for batch in file.iter_batches(batch_size=_FILE_BATCH_ROWS, columns=list(columns) if columns else None):
             yield pa.Table.from_batches([batch])

@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError, first_line
-from pipeline.paths import is_uri, resolve
+from pipeline.paths import is_uri, open_file, resolve
 from pipeline.records import Product, Rejected
 from pipeline.run.scan import METADATA
 
@@ -145,7 +145,12 @@ class StagedWriter:
             raise
 
     def _discard(self) -> None:
-        """Leave nothing behind; what failed is told by the error on its way."""
+        """Leave nothing behind; what failed is told by the error on its way.
+
+        pyarrow cannot break off an upload: it is ended, and what it made deleted. No entry of the ledger names it, and
+        where the deletion fails too, `Ledger.tidy` and `sweep` come by. A process that is killed leaves an upload that
+        never ended, which no listing shows.
+        """
         with contextlib.suppress(OSError):
             self._writer.close()
         with contextlib.suppress(OSError):
@@ -186,7 +191,7 @@ def read_staged(path: str, columns: Sequence[str], *, batch_rows: int = 4096) ->
     """
     filesystem, inside = resolve(path)
     try:
-        with filesystem.open_input_file(inside) as source:
+        with open_file(filesystem, inside) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
             yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
     except (OSError, pa.ArrowInvalid) as error:
@@ -200,7 +205,7 @@ def file_sha256(path: str) -> str:
     """Digest of a file's bytes."""
     filesystem, inside = resolve(path)
     digest = hashlib.sha256()
-    with filesystem.open_input_stream(inside) as source:
+    with open_file(filesystem, inside) as source:
         while block := source.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.catalog.partitions import Catalog
 from pipeline.catalog.products import RowPlan, Rows
-from pipeline.paths import resolve
+from pipeline.paths import open_file, resolve
 from pipeline.run.changes import Changes, is_member
 from pipeline.run.rows import ROW_BITS, bools, by_partition, place_of
 from pipeline.run.scan import read_scanned
@@ -218,7 +218,8 @@ def _write(catalog: Catalog, owned: pa.Table, folder: str, wanted: Wanted) -> No
 def read_wanted(path: str) -> pa.Table:
     """A wanted file, rows of `WANTED`."""
     filesystem, inside = resolve(path)
-    return pq.read_table(inside, filesystem=filesystem, schema=WANTED)
+    with open_file(filesystem, inside) as source:
+        return pq.read_table(source, schema=WANTED)
 
 
 def shared_inputs(files: Mapping[str, WantedFile]) -> dict[str, WantedFile]:

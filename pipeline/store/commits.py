@@ -12,6 +12,7 @@ from lance.fragment import FragmentMetadata
 
 from pipeline.errors import ReleaseRefused, RunError
 from pipeline.store.tables import Database, write_rows
+from pipeline.store.transactions import commit_once, persistently
 
 _RUN = "run_id"
 _BATCH_ROWS = 4096
@@ -119,8 +120,6 @@ def _remaining(fragments: Sequence[Any], leaving: Mapping[int, Sequence[int]]) -
 def commit(db: Database, table: str, operation: Any, read_version: int, *, run_id: str) -> int:
     """Commit an operation as the version after `read_version`.
 
-    A commit whose answer was lost is looked up, because the same one made again would double its rows.
-
     Returns:
         The new version.
 
@@ -129,13 +128,7 @@ def commit(db: Database, table: str, operation: Any, read_version: int, *, run_i
         OSError, RuntimeError: it could not be written.
     """
     transaction = lance.Transaction(read_version, operation, transaction_properties={_RUN: run_id})
-    try:
-        version = int(lance.LanceDataset.commit(db.uri_of(table), transaction).version)
-    except (OSError, RuntimeError):
-        found = _version_of(db, table, transaction.uuid, read_version)
-        if found is None:
-            raise
-        version = found
+    version = commit_once(db.uri_of(table), transaction)
     if version != read_version + 1:
         raise RunError(
             f"someone else wrote to the table {table} (version {version - 1}) while this run did; see that nothing "
@@ -225,20 +218,12 @@ def _transaction(db: Database, table: str, version: int) -> lance.Transaction:
         RunError: the version is not there, or does not tell.
     """
     try:
-        transaction = db.dataset(table).read_transaction(version)
+        transaction = persistently(lambda: db.dataset(table).read_transaction(version))
     except (OSError, ValueError) as error:
         raise RunError(f"version {version} of the table {table} is not there any more: {error}") from error
     if transaction is None:
         return lance.Transaction(version - 1, lance.LanceOperation.BaseOperation())
     return transaction
-
-
-def _version_of(db: Database, table: str, uuid: str, after: int) -> int | None:
-    """The version after `after` that a transaction made, if it did."""
-    for version in range(after + 1, db.latest_version(table) + 1):
-        if _transaction(db, table, version).uuid == uuid:
-            return version
-    return None
 
 
 def _all(masks: Sequence[Any]) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pipeline.store.tables import Database
+from pipeline.store.transactions import persistent
 
 _READ = {"data file", "deletion file"}  # an index tells the size of its folder; what is in that, Lance lists from it
 
 
+@persistent
 def damaged_files(db: Database, table: str, version: int) -> list[str]:
     """Files of a version that are missing or have another size than its manifest says; two listings, nothing is read.
 

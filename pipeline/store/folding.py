@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import lancedb
@@ -20,6 +21,7 @@ from pipeline.store.indices import (
     probe_index,
     scalar_columns,
 )
+from pipeline.store.transactions import persistently
 
 MOST_SEGMENTS = 8
 """A query reads every segment of an index; with more of them it is built anew."""
@@ -62,7 +64,8 @@ def fold_indices(
         found = VectorIndex(**before[mode]) if mode in before else None
         statistics = index_statistics(dataset, name) if name in known else None
         if found is None or statistics is None or _is_worn(found, statistics, rows, min_rows):
-            built[mode] = build_vector_index(connection, mode, seed, min_rows, min_recall)
+            build = partial(build_vector_index, connection, mode, seed, min_rows, min_recall)
+            built[mode] = persistently(build)
             continue
         new = int(statistics["num_unindexed_rows"])
         kept[mode] = replace(found, rows=rows, folded=found.folded + new, unmeasured=found.unmeasured + new)
@@ -102,10 +105,10 @@ def _fold(connection: Any, table: str, names: list[str]) -> None:
         name = next((name for name, columns in known.items() if columns == [column]), None)
         statistics = index_statistics(dataset, name) if name is not None else None
         if statistics is None or len(statistics["indices"]) >= MOST_SEGMENTS:
-            build_scalar_index(opened, column, kind)
+            persistently(partial(build_scalar_index, opened, column, kind))
         elif statistics["num_unindexed_rows"]:
             names = [*names, str(name)]
     if names:
         latest = connection.open_table(table).to_lance()
         # Without the number Lance would merge segments, and with them collapse the partitions of a vector index.
-        latest.optimize.optimize_indices(num_indices_to_merge=0, index_names=names)
+        persistently(partial(latest.optimize.optimize_indices, num_indices_to_merge=0, index_names=names))

@@ -15,6 +15,7 @@ from pipeline.store.recovery import recover, remove_orphans
 from pipeline.store.releases import Release, get_release, list_releases, now, publish
 from pipeline.store.schemas import TABLES
 from pipeline.store.tables import Database
+from pipeline.store.transactions import persistently
 
 _MOST_DAYS = 100_000  # before that there are no dates
 _KEPT_VERSIONS = 20  # of tables that a reader looks at for milliseconds
@@ -105,7 +106,8 @@ def prune(db: Database, keep: int, younger_than_days: float, *, dry_run: bool = 
     if dry_run or not releases:
         return Pruned(old, kept, 0)
     if old:
-        db.dataset("releases").delete(f"release IN ({', '.join(map(str, old))})")
+        gone = f"release IN ({', '.join(map(str, old))})"
+        persistently(lambda: db.dataset("releases").delete(gone))
     recover(db, uuid.uuid4().hex[:12], removes_orphans=False)  # tags without a release go, here or after a crash
     freed = sum(remove_orphans(db, table, others_before=youngest) for table in TABLES)
     for table in ("releases", "runs"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import lance
@@ -15,6 +16,7 @@ import pyarrow as pa
 from lancedb.index import Bitmap, BTree
 
 from pipeline.errors import ReleaseRefused
+from pipeline.store.transactions import persistently
 
 Vectors = npt.NDArray[np.float32]
 
@@ -81,8 +83,10 @@ def build_indices(
         ReleaseRefused: an index came out with another number of partitions than was asked for.
     """
     connection = lancedb.connect(db)
-    built = {mode: build_vector_index(connection, mode, seed, min_rows, min_recall) for mode in MODES}
-    _scalar_indices(connection)
+    built = {
+        mode: persistently(partial(build_vector_index, connection, mode, seed, min_rows, min_recall)) for mode in MODES
+    }
+    persistently(partial(_scalar_indices, connection))
     return {mode: asdict(index) for mode, index in built.items()}
 
 
@@ -139,7 +143,8 @@ def build_vector_index(connection: Any, mode: str, seed: int, min_rows: int, min
 def _create(dataset: lance.LanceDataset, mode: str, centroids: Vectors) -> None:
     """Build IVF_SQ on our own centroids: Lance's training collapses above 256 partitions."""
     name = f"{MODES[mode]}_idx"
-    dataset.create_index(
+    create = partial(
+        dataset.create_index,
         MODES[mode],
         "IVF_SQ",
         name=name,
@@ -148,6 +153,7 @@ def _create(dataset: lance.LanceDataset, mode: str, centroids: Vectors) -> None:
         num_partitions=len(centroids),
         ivf_centroids=centroids,
     )
+    persistently(create)
     counts = [index["num_partitions"] for index in index_statistics(dataset, name)["indices"]]
     if counts != [len(centroids)]:
         raise ReleaseRefused(f"The index on {MODES[mode]} has {counts} partitions instead of {len(centroids)}.")

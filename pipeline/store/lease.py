@@ -25,6 +25,7 @@ from pipeline.errors import LeaseHeld, LeaseLost, RunError, first_line
 from pipeline.store.holder import Holder, this_process
 from pipeline.store.schemas import lease_schema
 from pipeline.store.tables import Database
+from pipeline.store.transactions import commit_once, persistent
 
 log = logging.getLogger(__name__)
 
@@ -248,6 +249,7 @@ def read_lease(db: Database) -> Holder | None:
     return holder if holder is not None and not holder.is_released else None
 
 
+@persistent
 def _read(db: Database) -> tuple[int, Holder | None]:
     """The table's version, 0 where there is none, and its row."""
     if not db.exists(_TABLE):
@@ -265,7 +267,7 @@ def _swap(db: Database, version: int, holder: Holder) -> bool:
         fragments = write_fragments(rows, db.uri_of(_TABLE), schema=schema, mode="overwrite" if version else "create")
         # Without retries an overwrite is not rebased: it fails where the table moved.
         transaction = lance.Transaction(version, lance.LanceOperation.Overwrite(schema, fragments))
-        lance.LanceDataset.commit(db.uri_of(_TABLE), transaction, max_retries=0)
+        commit_once(db.uri_of(_TABLE), transaction, max_rebases=0)
     except (OSError, RuntimeError):
         found, row = _read(db)
         if row == holder:  # it was written, only the answer was lost

@@ -11,6 +11,7 @@ from pipeline.store.commits import is_ours, restore
 from pipeline.store.releases import Release, list_releases, tag, untag
 from pipeline.store.schemas import TABLES
 from pipeline.store.tables import Database
+from pipeline.store.transactions import persistent
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def recover(db: Database, run_id: str, *, removes_orphans: bool = True) -> Recov
     return recovery
 
 
+@persistent
 def remove_orphans(db: Database, table: str, *, others_before: datetime | None = None) -> int:
     """Delete files that belong to no version, and versions between releases; only the latest and tagged ones are safe.
 
@@ -90,6 +92,7 @@ def _is_before(committed: datetime, moment: datetime | None) -> bool:
     return moment is not None and committed.astimezone(UTC) < moment  # Lance gives local time without a zone
 
 
+@persistent
 def _repair_tags(db: Database, releases: list[Release]) -> tuple[list[str], list[str], list[str]]:
     """Give every release's versions its tag, and leave no other tag of ours: tags set, tags removed, versions lost."""
     tagged: list[str] = []

@@ -15,6 +15,7 @@ from pipeline.errors import QueryError, ReleaseRefused
 from pipeline.store.commits import check_commits
 from pipeline.store.schemas import SCHEMA_VERSION, TABLES, releases_schema
 from pipeline.store.tables import Database, ensure
+from pipeline.store.transactions import persistent, persistently
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Release:
     model_settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+@persistent
 def list_releases(db: str | Database) -> list[Release]:
     """All releases, oldest first; empty where nothing was released."""
     database = db if isinstance(db, Database) else Database(db)
@@ -108,24 +110,32 @@ def insert_row(db: Database, release: Release) -> bool:
     insert = db.dataset("releases").merge_insert("release").when_not_matched_insert_all()
     try:
         # Without use_index(False) a scalar index on the key lets two writers both insert the number.
-        return bool(insert.use_index(False).execute(row)["num_inserted_rows"] == 1)
+        inserted = persistently(lambda: insert.use_index(False).execute(row)["num_inserted_rows"])
     except (OSError, RuntimeError):
         if release in list_releases(db):  # it was written, only the answer was lost
             return True
         raise
+    return bool(inserted == 1) or release in list_releases(db)
 
 
 def tag(db: Database, table: str, name: str, version: int) -> bool:
     """Give a version a tag, so that no cleanup takes it; False where it has it already."""
     tags = db.dataset(table).tags
-    known = tags.list()
-    if name not in known:
-        tags.create(name, version)
-    elif known[name]["version"] != version:
-        tags.update(name, version)
-    else:
-        return False
-    return True
+
+    def set_tag() -> bool:
+        known = tags.list()
+        if name not in known:
+            tags.create(name, version)
+        elif known[name]["version"] != version:
+            tags.update(name, version)
+        else:
+            return False
+        return True
+
+    def is_set() -> bool | None:
+        return True if tags.list().get(name, {}).get("version") == version else None
+
+    return persistently(set_tag, is_set)
 
 
 def untag(db: Database, table: str, name: str) -> None:

@@ -12,8 +12,9 @@ import lance
 import pyarrow as pa
 from lance.fragment import write_fragments
 
-from pipeline.errors import CatalogError
-from pipeline.paths import absolute, exists, list_names
+from pipeline.errors import CatalogError, first_line
+from pipeline.paths import absolute, exists, is_uri, list_names, reach, share_settings
+from pipeline.store.transactions import commit_once, persistent
 
 _MAX_ROWS_PER_FILE = 1_000_000
 
@@ -25,13 +26,16 @@ class Database:
     uri: str
 
     def uri_of(self, table: str) -> str:
-        """Where a table lies."""
+        """Where a table lies; Lance is told by the way how to reach it."""
+        if is_uri(self.uri):
+            share_settings()
         return f"{self.uri.rstrip('/')}/{table}.lance"
 
     def exists(self, table: str) -> bool:
         """Whether the table has a version; the folder alone may be left by a run that died as it made the table."""
         return any(name.endswith(".manifest") for name in list_names(f"{self.uri_of(table)}/_versions"))
 
+    @persistent
     def dataset(self, table: str, version: int | None = None) -> Any:
         """The table at a version, or at its latest."""
         return lance.dataset(self.uri_of(table), version=version)
@@ -48,9 +52,36 @@ def open_database(path: str) -> Database:
         CatalogError: it is not.
     """
     db = Database(absolute(path))
+    try:
+        reach_database(db)
+    except OSError as error:
+        raise CatalogError(f"the database {path} cannot be read: {first_line(error)}") from error
     if not exists(db.uri) or Path(db.uri).is_file():
         raise CatalogError(f"there is no database at {path}")
     return db
+
+
+def reach_database(db: Database) -> None:
+    """See within seconds that a database's store answers pyarrow and Lance alike; local folders pass.
+
+    Raises:
+        OSError: a few words that say why not.
+    """
+    if not is_uri(db.uri):
+        return
+    reach(db.uri)
+    try:
+        db.dataset("_nothing")
+    except (OSError, ValueError) as error:
+        said = str(error)
+        if "was not found" in said:
+            return
+        if "credentials" in said:
+            raise OSError(
+                "there are no credentials for its store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile "
+                "or role that the machine has"
+            ) from error
+        raise OSError(first_line(error)) from error
 
 
 def write_rows(
@@ -85,7 +116,9 @@ def append_row(db: Database, table: str, schema: pa.Schema, row: Mapping[str, ob
     dataset = db.dataset(table)
     if missing := [field for field in schema if field.name not in dataset.schema.names]:
         dataset.add_columns(missing)
-    lance.write_dataset(pa.Table.from_pylist([dict(row)], schema=schema), db.uri_of(table), mode="append")
+    rows = pa.Table.from_pylist([dict(row)], schema=schema)
+    fragments = write_fragments(rows, db.uri_of(table), schema=schema, mode="append")
+    commit_once(db.uri_of(table), lance.Transaction(db.latest_version(table), lance.LanceOperation.Append(fragments)))
 
 
 def ensure(db: Database, table: str, schema: pa.Schema) -> None:
@@ -98,7 +131,7 @@ def ensure(db: Database, table: str, schema: pa.Schema) -> None:
         return
     transaction = lance.Transaction(0, lance.LanceOperation.Overwrite(schema, []))
     try:
-        lance.LanceDataset.commit(db.uri_of(table), transaction, max_retries=0)
+        commit_once(db.uri_of(table), transaction, max_rebases=0)
     except (OSError, RuntimeError):
         if not db.exists(table):
             raise
