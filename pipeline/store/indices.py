@@ -80,7 +80,7 @@ def build_indices(
     """
     connection = lancedb.connect(db)
     built = {mode: persistently(partial(_vector_index, connection, mode, seed, min_rows, min_recall)) for mode in MODES}
-    persistently(partial(_scalar_indices, connection))
+    _scalar_indices(connection)
     return {mode: asdict(index) for mode, index in built.items()}
 
 
@@ -257,11 +257,11 @@ def _matrix(column: pa.Array) -> Vectors:
 def _scalar_indices(connection: Any) -> None:
     """Keys and hashes, and categories with few values."""
     for name, columns in SCALAR_INDICES.items():
-        table = connection.open_table(name)
+        table = persistently(partial(connection.open_table, name))
         for column in columns:
-            table.create_index(column, config=BTree(), replace=True)
-    products = connection.open_table("products")
+            persistently(partial(table.create_index, column, config=BTree(), replace=True))
+    products = persistently(partial(connection.open_table, "products"))
     for column in ("broad_category", "fine_category"):
         values = products.to_lance().to_table(columns=[column])[column]
         if len(values.unique()) <= _BITMAP_VALUES:
-            products.create_index(column, config=Bitmap(), replace=True)
+            persistently(partial(products.create_index, column, config=Bitmap(), replace=True))
