@@ -16,7 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pyarrow.fs as pafs
+
+from pipeline.paths import resolve
 
 _SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -205,6 +210,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         return
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Put a local folder under a prefix."""
+    filesystem, inside = resolve(uri)
+    pafs.copy_files(str(folder), inside, destination_filesystem=filesystem)
 
 
 @contextmanager

@@ -308,7 +308,7 @@ def test_the_row_and_the_files_say_the_same(
         written = json.loads((db / "_reports" / f"{report['run_id']}.json").read_text())
         for name in ("diagnosis", "stage_seconds", "before", "after", "slower", "usage", "report"):
             assert stored[name] == written[name] == json.loads(json.dumps(report[name])), name
-        assert written["samples"][-1]["rows"] == 13
+        assert written["samples"][-1]["rows"] == (13 if report is reports[0] else report["embedded"])
         assert json.loads(rows[report["run_id"]]["rates"])["embedded_per_s"] == report["rates"]["embedded_per_s"]
     earlier = earlier_reports(Database(str(db)), "backfill", reports[0]["fingerprint"])
     assert [report["run_id"] for report in earlier] == [reports[1]["run_id"], reports[0]["run_id"]]

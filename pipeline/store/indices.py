@@ -86,7 +86,7 @@ def build_indices(
     built = {
         mode: persistently(partial(build_vector_index, connection, mode, seed, min_rows, min_recall)) for mode in MODES
     }
-    persistently(partial(_scalar_indices, connection))
+    _scalar_indices(connection)
     return {mode: asdict(index) for mode, index in built.items()}
 
 
@@ -282,6 +282,6 @@ def build_scalar_index(table: Any, column: str, kind: type) -> None:
 
 def _scalar_indices(connection: Any) -> None:
     for name in SCALAR_INDICES:
-        table = connection.open_table(name)
+        table = persistently(partial(connection.open_table, name))
         for column, kind in scalar_columns(table, name).items():
-            build_scalar_index(table, column, kind)
+            persistently(partial(build_scalar_index, table, column, kind))

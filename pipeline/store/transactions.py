@@ -13,7 +13,7 @@ import lance
 from pipeline.errors import first_line
 
 _ATTEMPTS = 6
-_PAUSE_S = 0.2
+_PAUSE_S = 0.1
 _MAX_REBASES = 20  # Lance's own
 
 _P = ParamSpec("_P")
