@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pipeline.store.tables import Database
 
 
+_TABLES = ("products", "images", "rejects", "partitions", "catalog_rows")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = JobParser(
@@ -241,7 +244,7 @@ def _versions(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in text.split(","):
         table, equals, number = part.strip().partition("=")
-        if table not in ("products", "images", "rejects") or not equals or table in found:
+        if table not in _TABLES or not equals or table in found:
             raise argparse.ArgumentTypeError(f"takes products=7,images=5,rejects=3, some or all of them, not {text!r}")
         found[table] = positive(number)
     return found
