@@ -318,7 +318,8 @@ ACTIONS = st.tuples(
 )
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=st.lists(st.lists(ACTIONS, min_size=1, max_size=5), min_size=1, max_size=3))
 def test_any_history_ends_as_a_backfill_from_nothing(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: str, rounds: list[list[tuple[str, int]]]

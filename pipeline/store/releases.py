@@ -141,7 +141,7 @@ def tag(db: Database, table: str, name: str, version: int) -> bool:
 def untag(db: Database, table: str, name: str) -> None:
     """Take a tag away; it may be gone already."""
     with contextlib.suppress(OSError, ValueError):
-        db.dataset(table).tags.delete(name)
+        persistently(lambda: db.dataset(table).tags.delete(name))
 
 
 def _lost_race(release: Release) -> ReleaseRefused:

@@ -59,7 +59,7 @@ def persistently(do: Callable[[], _T], find: Callable[[], _T | None] = lambda: N
         try:
             return do()
         except (OSError, RuntimeError, ValueError) as error:  # Lance has all of them for a store that fails
-            found = find()
+            found = persistently(find)  # which may meet with the same
             if found is not None:
                 return found
             if attempt == _ATTEMPTS or not connection_broke(error):
