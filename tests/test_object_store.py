@@ -23,7 +23,6 @@ from pipeline.model import describe_model
 from pipeline.model.remote import fetch_folder
 from pipeline.paths import open_file, resolve
 from pipeline.run.staging import StagedWriter, staged_schema, write_atomically
-from pipeline.store import history
 from pipeline.store.lease import Lease, read_lease
 from pipeline.store.releases import Release, insert_row, list_releases, now
 from pipeline.store.schemas import TABLES, releases_schema, runs_schema
@@ -66,21 +65,6 @@ def test_a_commit_counts_once(db: Database, s3: S3Server) -> None:
     assert found["images"].num_rows == 14
     assert db.dataset("runs").count_rows() == 8
     assert all(list(db.dataset(name).tags.list()) == ["release-1"] for name in TABLES)
-
-
-@pytest.mark.slow  # thousands of requests to a server in Python
-def test_rolled_back_and_pruned(db: Database, s3: S3Server) -> None:
-    first = store_tables.load(db, "r1", ["a", "b"])
-    before = store_tables.contents(db)
-    with s3.failing(Faults(throttle_every=13, drop_every=11, lose_every=17)) as met:
-        store_tables.load(db, "r2", ["b", "c"], seed=50)
-        assert history.rollback(db, run_id="back").release == 3
-        history.prune(db, 1, 0)
-    assert all(met[fault] > 3 for fault in ("throttle", "drop", "lose")), met
-    assert [release.release for release in list_releases(db)] == [3]
-    assert store_tables.contents(db) == before
-    assert db.latest_version("products") > first.versions["products"]
-    assert len(s3.keys(db.uri.split("/")[2], "db/products.lance/_versions/")) == 1
 
 
 def run_row(number: int) -> dict[str, Any]:

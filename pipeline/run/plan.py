@@ -27,7 +27,7 @@ from pipeline.run.signals import Stop
 from pipeline.run.tasks import run_tasks
 from pipeline.run.wanted import Wanted, plan_inputs
 from pipeline.store.releases import Release
-from pipeline.store.schemas import products_schema
+from pipeline.store.schemas import TABLES, products_schema
 from pipeline.store.tables import Database
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,11 @@ def make_plan(
         ReleaseRefused: more products would leave than may without being confirmed.
     """
     base, config = run.base, run.config
+    if base is not None and not base.versions.keys() >= set(TABLES):
+        raise ConfigError(
+            f"release {base.release} of {config.db} was made before releases kept what their catalog said; searching "
+            "it works, writing beside it does not: backfill the catalog into another --db"
+        )
     settings = settings_digest(config, catalog)
     is_other_model = base is not None and base.fingerprint != run.card.fingerprint
     if order.replay or order.limit is not None:

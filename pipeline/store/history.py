@@ -13,7 +13,6 @@ from pipeline.store.commits import restore_version
 from pipeline.store.files import damaged_files
 from pipeline.store.recovery import recover, remove_orphans
 from pipeline.store.releases import Release, get_release, list_releases, now, publish
-from pipeline.store.schemas import TABLES
 from pipeline.store.tables import Database
 from pipeline.store.transactions import persistently
 
@@ -56,7 +55,7 @@ def rollback(db: Database, to: int | None = None, *, run_id: str) -> Release:
     older = get_release(db, to) if to is not None else _before(newest, releases)
     if older.release == newest.release:
         raise QueryError(f"release {older.release} is what readers get already")
-    found = [f"{table}: {name}" for table in TABLES for name in damaged_files(db, table, older.versions[table])]
+    found = [f"{table}: {name}" for table, n in older.versions.items() for name in damaged_files(db, table, n)]
     if found:
         raise ReleaseRefused(
             f"release {older.release} cannot be read any more; missing or cut short: {', '.join(found)}"
@@ -78,7 +77,7 @@ def promote(db: Database, release: Release, *, run_id: str) -> Release:
     """
     releases = list_releases(db)
     parent = releases[-1].release if releases else None
-    versions = {table: restore_version(db, table, release.versions[table], run_id=run_id) for table in TABLES}
+    versions = {table: restore_version(db, table, n, run_id=run_id) for table, n in release.versions.items()}
     made = replace(release, release=(parent or 0) + 1, parent=parent, created_at=now(), versions=versions)
     return publish(db, made, run_id=run_id)
 
@@ -109,7 +108,7 @@ def prune(db: Database, keep: int, younger_than_days: float, *, dry_run: bool = 
         gone = f"release IN ({', '.join(map(str, old))})"
         persistently(lambda: db.dataset("releases").delete(gone))
     recover(db, uuid.uuid4().hex[:12], removes_orphans=False)  # tags without a release go, here or after a crash
-    freed = sum(remove_orphans(db, table, others_before=youngest) for table in TABLES)
+    freed = sum(remove_orphans(db, table, others_before=youngest) for table in releases[-1].versions)
     for table in ("releases", "runs"):
         _compact(db, table)
     return Pruned(old, kept, freed)

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 from pipeline.store.commits import is_ours, restore
 from pipeline.store.releases import Release, list_releases, tag, untag
-from pipeline.store.schemas import TABLES
 from pipeline.store.tables import Database
 from pipeline.store.transactions import persistent
 
@@ -48,7 +47,7 @@ def recover(db: Database, run_id: str, *, removes_orphans: bool = True) -> Recov
         return Recovery()
     tagged, untagged, lost = _repair_tags(db, releases)
     restored = restore(db, releases[-1].versions, run_id=run_id)
-    freed = sum(remove_orphans(db, table) for table in TABLES) if removes_orphans else 0
+    freed = sum(remove_orphans(db, table) for table in releases[-1].versions) if removes_orphans else 0
     recovery = Recovery(tagged, untagged, restored, lost, freed)
     if lost:
         log.warning("cleaned away by someone else: %s; these releases cannot be read", ", ".join(lost))
@@ -99,10 +98,12 @@ def _repair_tags(db: Database, releases: list[Release]) -> tuple[list[str], list
     untagged: list[str] = []
     lost: list[str] = []
     names = {f"release-{release.release}" for release in releases}
-    for table in TABLES:
+    for table in releases[-1].versions:
         known = db.dataset(table).tags.list()
         for release in releases:
-            name, version = f"release-{release.release}", release.versions[table]
+            name, version = f"release-{release.release}", release.versions.get(table)
+            if version is None:
+                continue
             if name in known and known[name]["version"] == version:
                 continue
             try:

@@ -88,17 +88,17 @@ def publish(db: Database, release: Release, *, run_id: str) -> Release:
     newest = newest_release(db)
     if (newest.release if newest else None) != release.parent:
         raise _lost_race(release)
-    for table in TABLES:
-        base_version = newest.versions[table] if newest else None
+    for table in release.versions:
+        base_version = newest.versions.get(table) if newest else None
         check_commits(db, table, release.versions[table], base_version, run_id=run_id)
-    for table in TABLES:
+    for table in release.versions:
         tag(db, table, f"run-{run_id}", release.versions[table])
     ensure(db, "releases", releases_schema())
     if not insert_row(db, release):
-        for table in TABLES:
+        for table in release.versions:
             untag(db, table, f"run-{run_id}")
         raise _lost_race(release)
-    for table in TABLES:
+    for table in release.versions:
         tag(db, table, f"release-{release.release}", release.versions[table])
         untag(db, table, f"run-{run_id}")
     return release
@@ -160,7 +160,7 @@ def _from_row(row: dict[str, Any]) -> Release:
         release=row["release"],
         parent=row["parent"],
         created_at=row["created_at"],
-        versions={table: row[f"{table}_version"] for table in TABLES},
+        versions={table: version for table in TABLES if (version := row.get(f"{table}_version")) is not None},
         model=row["model"],
         model_id=row["model_id"],
         fingerprint=row["fingerprint"],
@@ -178,7 +178,7 @@ def _to_row(release: Release) -> dict[str, Any]:
         "release": release.release,
         "parent": release.parent,
         "created_at": release.created_at,
-        **{f"{table}_version": release.versions[table] for table in TABLES},
+        **{f"{table}_version": release.versions.get(table) for table in TABLES},
         "model": release.model,
         "model_id": release.model_id,
         "fingerprint": release.fingerprint,

@@ -146,8 +146,8 @@ def releases_schema() -> pa.Schema:
             pa.field("products_version", pa.int64(), nullable=False),
             pa.field("images_version", pa.int64(), nullable=False),
             pa.field("rejects_version", pa.int64(), nullable=False),
-            pa.field("partitions_version", pa.int64(), nullable=False),
-            pa.field("catalog_rows_version", pa.int64(), nullable=False),
+            pa.field("partitions_version", pa.int64()),  # null in releases of schema version 1
+            pa.field("catalog_rows_version", pa.int64()),
             pa.field("model", pa.string(), nullable=False),
             pa.field("model_id", pa.string(), nullable=False),
             pa.field("fingerprint", pa.string(), nullable=False),
