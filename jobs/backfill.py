@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, number, positive, run_job, start_log
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,13 +44,22 @@ def add_run_arguments(result: argparse.ArgumentParser) -> None:
     add_log_level(result)
 
 
+def run_config(arguments: argparse.Namespace) -> Config:
+    """The settings that `add_run_arguments` was given."""
+    from pipeline.config import load_config
+
+    return load_config(
+        arguments.config, arguments.set, catalog_uri=arguments.catalog, db=arguments.db, model_name=arguments.model
+    )
+
+
 def add_plan_arguments(result: argparse.ArgumentParser) -> None:
     """What shows a plan without carrying it out."""
     result.add_argument(
         "--dry-run", action="store_true", help="show what would be done and what it would cost, and end"
     )
     result.add_argument(
-        "--price-per-gpu-hour", type=_price, metavar="X", help="with --dry-run: tell the cost, in X's currency"
+        "--price-per-gpu-hour", type=number, metavar="X", help="with --dry-run: tell the cost, in X's currency"
     )
 
 
@@ -67,31 +75,13 @@ def show_plan(config: Config, arguments: argparse.Namespace, **order: Any) -> Ma
     return told
 
 
-def _price(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"takes a number from 0, not {text!r}")
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = parser().parse_args(argv)
     start_log(arguments.log_level)
 
     def job() -> Mapping[str, Any]:
-        from pipeline.config import load_config
-
-        config = load_config(
-            arguments.config,
-            arguments.set,
-            catalog_uri=arguments.catalog,
-            db=arguments.db,
-            model_name=arguments.model,
-        )
+        config = run_config(arguments)
         if arguments.dry_run:
             if arguments.limit is not None:
                 raise ConfigError("--dry-run plans the whole catalog; leave out --limit")

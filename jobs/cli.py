@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -42,6 +43,17 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"takes a whole number from 1, not {text!r}")
     return int(text)
+
+
+def number(text: str) -> float:
+    """The type of an argument that is a number from 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"takes a number from 0, not {text!r}")
+    return value
 
 
 class _StandardError(logging.StreamHandler[Any]):

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.backfill import add_plan_arguments, add_run_arguments, show_plan, summary
+from jobs.backfill import add_plan_arguments, add_run_arguments, run_config, show_plan, summary
 from jobs.cli import JobParser, run_job, start_log
 
 
@@ -41,15 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_log(arguments.log_level)
 
     def job() -> Mapping[str, Any]:
-        from pipeline.config import load_config
-
-        config = load_config(
-            arguments.config,
-            arguments.set,
-            catalog_uri=arguments.catalog,
-            db=arguments.db,
-            model_name=arguments.model,
-        )
+        config = run_config(arguments)
         if arguments.dry_run:
             return show_plan(config, arguments, is_truth=True, verify_content=arguments.verify_content)
         from pipeline.run.backfill import reindex  # seconds of imports: a wrong setting is told before them

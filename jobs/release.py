@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, number, positive, run_job, start_log
 
 if TYPE_CHECKING:
     from pipeline.store.releases import Release
@@ -35,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add_log_level(shared)
     writer = JobParser(add_help=False, parents=[shared])
     writer.add_argument(
-        "--wait-s", type=_number, default=0.0, metavar="S", help="how long to wait for a run that holds the database"
+        "--wait-s", type=number, default=0.0, metavar="S", help="how long to wait for a run that holds the database"
     )
     actions.add_parser("list", parents=[shared], help="all releases, newest first")
     show = actions.add_parser("show", parents=[shared], help="everything that is known of a release")
@@ -55,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     prune = actions.add_parser("prune", parents=[writer], help="delete old releases and the files that only they used")
     prune.add_argument("--keep", type=positive, required=True, metavar="N", help="the newest N stay")
     prune.add_argument(
-        "--younger-than-days", type=_number, required=True, metavar="D", help="releases of the last D days stay too"
+        "--younger-than-days", type=number, required=True, metavar="D", help="releases of the last D days stay too"
     )
     prune.add_argument("--dry-run", action="store_true", help="only tell which would go")
     return result
@@ -250,18 +249,8 @@ def _versions(text: str) -> dict[str, int]:
     return found
 
 
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"takes a number from 0, not {text!r}")
-    return value
-
-
 def _share(text: str) -> float:
-    value = _number(text)
+    value = number(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"takes a number from 0 to 1, not {text!r}")
     return value

@@ -21,7 +21,6 @@ from pipeline.store.tables import Database
 
 log = logging.getLogger(__name__)
 
-_ROW_MASK = (1 << ROW_BITS) - 1
 _BATCH_ROWS = 65_536
 _SUMS = ("products", "texts", "images")
 _NEW_ROWS = pa.schema(
