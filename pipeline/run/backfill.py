@@ -24,7 +24,7 @@ from pipeline.run.reduce import Reduction
 from pipeline.run.release import Gate, check_rejects, is_unchanged, release
 from pipeline.run.report import Run, record, report
 from pipeline.run.signals import Stop
-from pipeline.run.stage import fill, stage
+from pipeline.run.stage import fill, spent, stage
 from pipeline.run.writer import Writer
 from pipeline.store.releases import newest_release, now
 from pipeline.store.tables import Database
@@ -111,7 +111,7 @@ def _run(config: Config, order: Order, gate: Gate | None) -> dict[str, Any]:
                 run.base = newest  # released meanwhile: what is staged holds, but not what was planned on the old one
             _write(db, run, catalog, plan, results, order, how, gate, cluster=cluster, stop=stop, writer=writer)
             ledger = Ledger(config.staging_path)
-            ledger.forget({*results, *plan.rows.pending})
+            ledger.forget({*results, *plan.rows.pending, *spent(run, catalog, plan, ledger)})
             ledger.sweep()
     return report(run)
 

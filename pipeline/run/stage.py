@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import defaultdict
@@ -68,7 +69,8 @@ def stage(
     partitions = {p.name: p for p in catalog.partitions if p.name in plan.pending}
     wanted = wanted or {}
     facts = {
-        name: _facts(run, catalog, partition, plan, fresh) | ({"wanted": wanted[name].digest} if name in wanted else {})
+        name: _facts(run, catalog, partition, plan.rows_of(name), fresh)
+        | ({"wanted": wanted[name].digest} if name in wanted else {})
         for name, partition in partitions.items()
     }
     keys = {name: work_key(fact) for name, fact in facts.items()}
@@ -193,18 +195,34 @@ def fill(
     return {result.name: result for part in filled for result in part}
 
 
+def spent(run: Run, catalog: Catalog, plan: Plan, ledger: Ledger) -> set[str]:
+    """Partitions whose ledger entries hold what is released: a run that died between its release and its end left them.
+
+    An entry of another model, other settings or `fresh` is another run's, which may go on from it.
+    """
+    unread = plan.changes.unread if plan.changes else ()
+    partitions = {partition.name: partition for partition in catalog.partitions if partition.name in unread}
+    found = set()
+    for entry in ledger.entries():
+        if (partition := partitions.get(entry["name"])) is not None:
+            # As JSON gives it back: lists for tuples. Which rows it was about, the release has made unimportant.
+            facts = json.loads(json.dumps(_facts(run, catalog, partition, RowPlan(), False)))
+            if all(entry[name] == value for name, value in facts.items() if name != "rows"):
+                found.add(partition.name)
+    return found
+
+
 def _span(partition: Partition, wanted: WantedFile | None) -> tuple[int, int]:
     """First row and row after the last of those that are to be embedded."""
     return partition.span if wanted is None else (int(wanted.rows[0]), int(wanted.rows[-1]) + 1)
 
 
-def _facts(run: Run, catalog: Catalog, partition: Partition, plan: RowPlans, fresh: bool) -> dict[str, Any]:
+def _facts(run: Run, catalog: Catalog, partition: Partition, rows: RowPlan, fresh: bool) -> dict[str, Any]:
     """Everything that decides what a partition's staged files hold: its content, the model, the settings."""
-    row_plan = plan.rows_of(partition.name)
     return {
         "identity": partition.identity,
         "row_groups": list(partition.row_groups),
-        "rows": row_plan.digest(),
+        "rows": rows.digest(),
         "fingerprint": run.card.fingerprint,
         "columns": asdict(catalog.columns),
         "shape": catalog.shape,

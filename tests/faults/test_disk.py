@@ -171,7 +171,7 @@ def test_a_catalog_file_that_vanishes(
 ) -> None:
     catalog, db, given = moving
     victim = sorted(catalog.rglob("*.parquet"))[3]
-    later(monkeypatch, "plan_rows", victim.unlink, is_after=True)
+    later(monkeypatch, "make_plan", victim.unlink, is_after=True)
     assert_a_sentence(run_here(given), str(victim))
     assert_nothing_happened(db, season)
 
@@ -182,7 +182,7 @@ def test_a_catalog_file_that_is_cut_short(
     catalog, db, given = moving
     victim = sorted(catalog.rglob("*.parquet"))[3]
     half = victim.read_bytes()[: victim.stat().st_size // 2]
-    later(monkeypatch, "plan_rows", lambda: victim.write_bytes(half) and None, is_after=True)
+    later(monkeypatch, "make_plan", lambda: victim.write_bytes(half) and None, is_after=True)
     assert_a_sentence(run_here(given), str(victim))
     assert_nothing_happened(db, season)
 
@@ -206,7 +206,7 @@ def test_a_catalog_file_that_is_rewritten(
     def rewrite() -> None:
         pq.write_table(new, files[3], row_group_size=10 if rows == "more" else 100)
 
-    later(monkeypatch, "plan_rows", rewrite, is_after=True)
+    later(monkeypatch, "make_plan", rewrite, is_after=True)
     ended = run_here(given)
     if ended.code:
         assert_a_sentence(ended)
