@@ -109,7 +109,6 @@ def test_a_second_signal_ends_at_once(catalog: str, tiny_model: str, tmp_path: P
     "child",
     [
         pytest.param("gcs_server", id="Ray starts"),
-        pytest.param("raylet/raylet", id="Ray has nearly started"),
         pytest.param("EmbedWorker", id="the model is loaded"),
     ],
 )

@@ -246,29 +246,28 @@ def staged_file(path: Path) -> Path:
     return Path(json.loads(path.read_text())["entry"]["files"][0]["path"])
 
 
-ROT: dict[str, Any] = {
-    "a flipped bit in a staged file": lambda entry: flip(staged_file(entry)),
-    "a lost staged file": lambda entry: staged_file(entry).unlink(),
-    "an entry cut short": lambda entry: entry.write_bytes(entry.read_bytes()[:-20]),
-    "an entry with another count": one_more,
-}
+ROT: list[Callable[[Path], object]] = [
+    lambda entry: flip(staged_file(entry)),
+    lambda entry: staged_file(entry).unlink(),
+    lambda entry: entry.write_bytes(entry.read_bytes()[:-20]),
+    one_more,
+]
 
 
-@pytest.mark.parametrize("rot", ROT)
-def test_what_rotted_is_embedded_again(rot: str, staged: Path, season: Season) -> None:
-    ROT[rot](entries(staged)[2])
+def test_what_rotted_is_embedded_again(staged: Path, season: Season) -> None:
+    for rot, entry in zip(ROT, entries(staged)[1:], strict=False):
+        rot(entry)
     ended = run_until_done(season.arguments(staged), attempts=2)
-    assert f"resuming: {PARTITIONS - 1} of {PARTITIONS} partitions" in ended.log
+    assert f"resuming: {PARTITIONS - len(ROT)} of {PARTITIONS} partitions" in ended.log
     assert_done(staged, season.after)
 
 
-@pytest.mark.parametrize("at", [0.3, 0.7])
 def test_a_staged_file_that_rots_after_it_was_checked(
-    at: float, season: Season, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    season: Season, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never a wrong table: either it is noticed, or it did no harm."""
     db = season.copy(tmp_path)
-    later(monkeypatch, "load", lambda: flip(staged_file(entries(db)[2]), at))
+    later(monkeypatch, "load", lambda: flip(staged_file(entries(db)[2])))
     ended = run_here(season.arguments(db))
     if ended.code:
         assert_a_sentence(ended)

@@ -162,18 +162,14 @@ def test_memory_over_the_actors_limit_on_one_batch(clean: Path, tiny_model: str,
     assert_equal_tables(tmp_path / "db", clean)
 
 
-@pytest.mark.parametrize(
-    "action",
-    ["out_of_memory", "use_memory"],
-)
-def test_memory_that_runs_out_on_every_batch_ends_the_run(action: str, tiny_model: str, tmp_path: Path) -> None:
-    sets = [f"pool.memory_per_actor_bytes={MEMORY_BYTES}"] if action == "use_memory" else []
-    given = arguments(without_the_bad_one(tmp_path), tmp_path / "db", tiny_model, *sets)
+def test_memory_that_runs_out_on_every_batch_ends_the_run(tiny_model: str, tmp_path: Path) -> None:
+    limit = f"pool.memory_per_actor_bytes={MEMORY_BYTES}"
+    given = arguments(without_the_bad_one(tmp_path), tmp_path / "db", tiny_model, limit)
     since = time.monotonic()
-    with FaultyJob(given, tmp_path / "job", [Fault(FINISH, action, nth=0, is_once=False)]) as job:
+    with FaultyJob(given, tmp_path / "job", [Fault(FINISH, "use_memory", nth=0, is_once=False)]) as job:
         code = job.end(ENDS_WITHIN_S)
         told = job.process.last_line()
-        assert job.events(action), job.process.log
+        assert job.events("use_memory"), job.process.log
         assert code == 1, job.process.log
         assert "memory" in told["error"].lower()
         assert "Traceback" not in job.process.log
