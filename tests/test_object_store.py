@@ -23,6 +23,7 @@ from pipeline.model import describe_model
 from pipeline.model.remote import fetch_folder
 from pipeline.paths import open_file, resolve
 from pipeline.run.staging import StagedWriter, staged_schema, write_atomically
+from pipeline.store import history
 from pipeline.store.lease import Lease, read_lease
 from pipeline.store.releases import Release, insert_row, list_releases, now
 from pipeline.store.schemas import TABLES, releases_schema, runs_schema
@@ -65,6 +66,24 @@ def test_a_commit_counts_once(db: Database, s3: S3Server) -> None:
     assert found["images"].num_rows == 14
     assert db.dataset("runs").count_rows() == 8
     assert all(list(db.dataset(name).tags.list()) == ["release-1"] for name in TABLES)
+
+
+@pytest.mark.slow
+def test_rolled_back_and_pruned(db: Database, s3: S3Server) -> None:
+    store_tables.write(db, "r1", store_tables.rows(["a", "b"]), is_whole=True)
+    first = store_tables.publish_latest(db, "r1", {}, {})
+    before = store_tables.contents(db)
+    with s3.failing(Faults(throttle_every=23, drop_every=29, lose_every=31, cut_every=37)) as met:
+        store_tables.write(db, "r2", store_tables.rows(["b", "c"], seed=50))
+        store_tables.publish_latest(db, "r2", {}, {})
+        assert history.rollback(db, run_id="back").release == 3
+        history.prune(db, 1, 0)
+    assert all(met[fault] > 2 for fault in ("throttle", "drop", "lose", "cut")), met
+    assert [release.release for release in list_releases(db)] == [3]
+    assert store_tables.contents(db) == before
+    assert db.latest_version("products") > first.versions["products"]
+    history.prune(db, 1, 0)  # a file whose deletion met with a fault goes with the next one
+    assert len(s3.keys(db.uri.split("/")[2], "db/products.lance/_versions/")) == 1
 
 
 def run_row(number: int) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from job_process import JobProcess, run_backfill
 from s3_server import Faults, S3Server, upload
 from small_catalog import PRODUCT_SCHEMA, Item, assert_equal_tables, items, jpeg, table, write_products
 
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.errors import ReleaseRefused
 from pipeline.paths import open_file, resolve
 from pipeline.query import Searcher
-from pipeline.run.backfill import backfill
+from pipeline.run.backfill import backfill, reindex
 from pipeline.run.ledger import Ledger
 from pipeline.run.staging import write_atomically
 from pipeline.store import history
@@ -28,12 +28,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("ray_se
 
 REFERENCES = pa.schema([*list(PRODUCT_SCHEMA)[:-1], pa.field("images", pa.list_(pa.string()))])
 FAULTS = ("throttle", "drop", "lose", "error", "cut", "delay")
+ALL_FAULTS = Faults(
+    throttle_every=19, drop_every=23, lose_every=31, error_every=37, cut_every=41, delay_every=43, delay_s=0.5
+)
 SETTINGS = ("pool.gpus_per_actor=0", "columns.carried=['price']")
 
 
+def settings(catalog: Path | str, db: Path | str, model: str, *sets: str) -> Config:
+    return load_config(None, [*SETTINGS, *sets], catalog_uri=str(catalog), db=str(db), model_name=model)
+
+
 def run(catalog: Path | str, db: Path | str, model: str, *sets: str, **kwargs: Any) -> dict[str, Any]:
-    config = load_config(None, [*SETTINGS, *sets], catalog_uri=str(catalog), db=str(db), model_name=model)
-    return backfill(config, **kwargs)
+    return backfill(settings(catalog, db, model, *sets), **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +66,8 @@ def on_s3(s3: S3Server, on_disk: Path, tiny_model: str) -> tuple[str, str]:
     s3.make_bucket("shop-tables")
     catalog, db = "s3://shop-catalog/all", "s3://shop-tables/db"
     upload(on_disk / "catalog", catalog)
-    faults = Faults(
-        throttle_every=19, drop_every=23, lose_every=31, error_every=37, cut_every=41, delay_every=43, delay_s=0.5
-    )
     with (
-        s3.failing(faults) as met,
+        s3.failing(ALL_FAULTS) as met,
         pytest.raises(ReleaseRefused, match=f"the rejects are in {db}/_staging/") as refused,
     ):
         run(catalog, db, tiny_model, "max_reject_share=0")
@@ -75,7 +78,7 @@ def on_s3(s3: S3Server, on_disk: Path, tiny_model: str) -> tuple[str, str]:
     assert len(Ledger(f"{db}/_staging").entries()) == 3
     assert newest_release(db) is None
     before = len(s3.log)
-    with s3.failing(faults) as met:
+    with s3.failing(ALL_FAULTS) as met:
         report = run(catalog, db, tiny_model, "max_reject_share=0.5")
     assert all(met[fault] > 3 for fault in FAULTS), met
     assert report["released"]
@@ -104,7 +107,33 @@ def test_a_second_run_changes_nothing(on_s3: tuple[str, str], tiny_model: str) -
     assert (searcher.release.release, hits[0].product_id) == (1, "p0-0003")
 
 
-@pytest.mark.slow
+def test_a_reindex_follows_the_catalog_as_on_disk(s3: S3Server, tiny_model: str, tmp_path: Path) -> None:
+    s3.make_bucket("shop-index")
+    remote, db = "s3://shop-index/catalog", "s3://shop-index/db"
+    groups = [items(6, seed=seed) for seed in range(4)]
+    catalog = write_products(tmp_path / "catalog", groups)
+    upload(catalog, remote)
+    for where, into in ((catalog, tmp_path / "db"), (remote, db)):
+        run(where, into, tiny_model)
+    groups[0][0].title = "edited"
+    groups[0][1].images = [jpeg(800)]
+    groups[1][0].price = 0.5
+    del groups[2][:2]
+    groups[2].append(Item("added", "added", None, [jpeg(801)]))
+    write_products(catalog, groups[:3])
+    upload(catalog, remote)
+    on_disk = reindex(settings(catalog, tmp_path / "db", tiny_model))
+    with s3.failing(ALL_FAULTS) as met:
+        on_store = reindex(settings(remote, db, tiny_model))
+    assert all(met[fault] for fault in FAULTS), met
+    assert (on_disk["release"], on_disk["embedded"]) == (2, 4)
+    for count in ("release", "embedded", "reused", "deleted", "products"):
+        assert on_store[count] == on_disk[count], count
+    assert_equal_tables(tmp_path / "db", db)
+    with s3.failing(ALL_FAULTS):
+        assert reindex(settings(remote, db, tiny_model))["released"] is False
+
+
 def test_replayed_rolled_back_and_pruned(on_disk: Path, on_s3: tuple[str, str], tiny_model: str, s3: S3Server) -> None:
     catalog, uri = on_s3
     searcher = Searcher.open(uri)
@@ -126,7 +155,6 @@ def test_replayed_rolled_back_and_pruned(on_disk: Path, on_s3: tuple[str, str], 
     assert len(s3.keys("shop-tables", "db/products.lance/_versions/")) == 1
 
 
-@pytest.mark.slow
 def test_the_command_needs_nothing_but_the_environment(on_s3: tuple[str, str], tmp_path: Path) -> None:
     code, told, log = run_backfill(
         ["--catalog", on_s3[0], "--db", "s3://shop-tables/command", "--model", "demo", "--set", "max_reject_share=0.5"],
