@@ -151,9 +151,9 @@ class PoolConfig:
     """Most that an actor's process may take, its model included; beyond it, batches are made smaller. None: no limit.
     Ray is asked to keep as much free for it."""
     decode_threads: int | None = field(default=None, metadata={"min": 1})
-    """None: the cores of the node shared between its actors."""
+    """None: the cores of each actor's node, shared between the actors there; at most 16."""
     torch_threads: int | None = field(default=None, metadata={"min": 1})
-    """None: as decode_threads on a cpu, 1 on a GPU."""
+    """None: those cores on a cpu, 1 on a GPU."""
 
 
 @dataclass(frozen=True)

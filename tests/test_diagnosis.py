@@ -32,13 +32,13 @@ def actor(
     """An actor that had a partition in hand all the time, if nothing else is said."""
     return ActorUsage(
         actor=more.get("number", 0), node="node", node_id="node", gpus=more.get("gpus", 1.0), node_cpus=4.0,
-        held_s=held, start_s=start, working_s=more.get("working", held - start),
+        decode_threads=4, held_s=held, start_s=start, working_s=more.get("working", held - start),
         seconds=dict.fromkeys(STAGES, 0.0) | dict(busy), waits=dict.fromkeys(WAITS, 0.0) | dict(waits), counts={},
     )  # fmt: skip
 
 
 def usage(*actors: ActorUsage, fetch_threads: int = 0) -> Usage:
-    return Usage(actors, len(actors), sum(a.gpus for a in actors), 4, fetch_threads, 1.0, 100.0)
+    return Usage(actors, len(actors), sum(a.gpus for a in actors), fetch_threads, 1.0, 100.0)
 
 
 def said(busy: Mapping[str, float], waits: Mapping[str, float], *sets: str, **more: Any) -> Diagnosis:
@@ -263,9 +263,9 @@ def test_the_slow_stage_of_a_real_partition_is_found(
 ) -> None:
     result = staged(monkeypatch, {stage: seconds})
     alone = ActorUsage(
-        0, "", "", 1.0, 4.0, result.wall_s, 0.0, result.wall_s, result.seconds, result.waits, result.counts
+        0, "", "", 1.0, 4.0, 2, result.wall_s, 0.0, result.wall_s, result.seconds, result.waits, result.counts
     )
-    found = diagnose(replace(usage(alone), decode_threads=2), Config())
+    found = diagnose(usage(alone), Config())
     assert found.bottleneck == stage, found
     assert found.share > 0.4
     # The towers' thread is accounted for, and nothing is counted twice.

@@ -23,7 +23,7 @@ from small_catalog import assert_equal_tables, items, write_products
 
 from pipeline.errors import ClusterError
 from pipeline.run.checks import probed
-from pipeline.run.cluster import check_nodes
+from pipeline.run.cluster import PoolSize, check_nodes
 from pipeline.run.signals import Stop
 
 PARTITIONS, PRODUCTS, IMAGES = 8, 20, 4
@@ -305,6 +305,22 @@ def test_a_hidden_gpu(env: dict[str, str], sentence: str, catalog: str, tiny_mod
     assert sentence in told["error"]
     assert "Traceback" not in log
     assert not (tmp_path / "db").exists()
+
+
+@pytest.mark.parametrize(
+    ("per_actor", "actors", "node", "cores"),
+    [
+        (1.0, 12, {"CPU": 96.0, "GPU": 8.0}, 12),
+        (1.0, 12, {"CPU": 32.0, "GPU": 4.0}, 8),
+        (0.5, 12, {"CPU": 32.0, "GPU": 4.0}, 4),
+        (2.0, 12, {"CPU": 32.0, "GPU": 4.0}, 16),
+        (1.0, 2, {"CPU": 32.0, "GPU": 4.0}, 16),  # no more actors than that
+        (0.0, 6, {"CPU": 8.0}, 4),  # two on each of three nodes
+        (0.0, 6, {"CPU": 1.0}, 1),
+    ],
+)
+def test_an_actor_has_its_own_nodes_cores(per_actor: float, actors: int, node: dict[str, float], cores: int) -> None:
+    assert PoolSize(actors, per_actor, 0.0, 12.0, 2, None, None).cores_of_an_actor(node) == cores
 
 
 @pytest.mark.ray

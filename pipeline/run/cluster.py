@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.config import Config
 from pipeline.errors import ClusterError, RunError, TwotowerError, described, first_line
 from pipeline.paths import exists
-from pipeline.run.embed import has_cuda
 from pipeline.run.signals import Stop
 
 log = logging.getLogger(__name__)
@@ -39,14 +38,32 @@ _CONNECT_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class PoolSize:
-    """How many actors, with what each, on the cluster as it is."""
+    """How many actors, with what each, on the cluster as it is.
+
+    Attributes:
+        actors: at most.
+        gpus: of the whole cluster.
+        actors_per_node: where GPUs do not say how many a node takes.
+        decode_threads: of each actor; None: as its node has cores for it.
+        torch_threads: likewise.
+    """
 
     actors: int
     gpus_per_actor: float
     cpus_per_actor: float
     gpus: float
-    decode_threads: int
+    actors_per_node: int
+    decode_threads: int | None
     torch_threads: int | None
+
+    def cores_of_an_actor(self, node: Mapping[str, float]) -> int:
+        """An actor's share of the cores of the node that it is on, at least one.
+
+        Args:
+            node: the node's resources, as Ray counts them.
+        """
+        there = slots(node.get("GPU", 0.0), self.gpus_per_actor) if self.gpus_per_actor else self.actors_per_node
+        return max(1, int(node.get("CPU", 1)) // max(1, min(there, self.actors)))
 
 
 def ray_address(config: Config) -> str:
@@ -170,7 +187,6 @@ def size_pool(config: Config, partitions: int) -> PoolSize:
         ClusterError: no GPU can be shared that way, or a local Ray cannot ever have what is asked for.
     """
     pool = config.pool
-    nodes = [node for node in ray.nodes() if node["Alive"]]
     resources = ray.cluster_resources()
     gpus = float(resources.get("GPU", 0))
     per_actor = pool.gpus_per_actor if pool.gpus_per_actor is not None else (1.0 if gpus else 0.0)
@@ -184,12 +200,9 @@ def size_pool(config: Config, partitions: int) -> PoolSize:
     ):
         raise ClusterError(too_few(actors, per_actor, pool.cpus_per_actor))
     actors = min(actors, max(1, partitions))
-    cores = min((int(node["Resources"].get("CPU", 1)) for node in nodes if node["Resources"].get("CPU")), default=1)
-    on_one_node = math.ceil(actors / max(1, len(nodes)))
-    share = max(1, cores // on_one_node)
-    decode_threads = pool.decode_threads or min(16, share)
-    torch_threads = pool.torch_threads or (1 if per_actor and has_cuda() else share)
-    return PoolSize(actors, per_actor, pool.cpus_per_actor, gpus, decode_threads, torch_threads)
+    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    per_node = math.ceil(actors / max(1, nodes))
+    return PoolSize(actors, per_actor, pool.cpus_per_actor, gpus, per_node, pool.decode_threads, pool.torch_threads)
 
 
 def actors_that_fit(per_actor: float) -> int:

@@ -93,7 +93,7 @@ class Pool:
     ) -> None:
         self._size = size
         self._stop = stop
-        self._arguments = (settings, catalog, reuse, size.gpus_per_actor)
+        self._arguments = (settings, catalog, reuse, size)
         self._config = config
         self._wanted = size.actors
         self._next_look = 0.0
@@ -101,7 +101,6 @@ class Pool:
         self._actors: dict[int, _Actor] = {}
         self._gone = Progress()
         self._gone_usage: list[ActorUsage] = []
-        self._cpus: dict[str, float] = {}
         self._start_s = self._embedding_s = 0.0
         self._failed_starts = 0
         self.infos: list[ActorInfo] = []
@@ -206,7 +205,6 @@ class Pool:
             actors=tuple(sorted(actors, key=lambda actor: actor.actor)),
             at_once=self._wanted,
             gpus=self._wanted * self._size.gpus_per_actor,
-            decode_threads=self._size.decode_threads,
             fetch_threads=fetch_threads(self._config.fetch, self._arguments[1].root),
             start_s=self._start_s,
             embedding_s=self._embedding_s,
@@ -214,13 +212,13 @@ class Pool:
 
     def _usage_of(self, number: int, actor: _Actor) -> ActorUsage:
         now = time.monotonic()
-        node_id = actor.info.node_id if actor.info else ""
         return ActorUsage(
             actor=number,
             node=actor.info.node if actor.info else "",
-            node_id=node_id,
+            node_id=actor.info.node_id if actor.info else "",
             gpus=self._size.gpus_per_actor,
-            node_cpus=self._cpus.get(node_id, 0.0),
+            node_cpus=actor.info.node_cpus if actor.info else 0.0,
+            decode_threads=actor.info.decode_threads if actor.info else 0,
             held_s=now - actor.asked_at,
             start_s=(actor.ready_at or now) - actor.asked_at,
             working_s=actor.working_s,
@@ -388,8 +386,6 @@ class Pool:
                 continue
             self._failed_starts = 0
             actor.ready_at = time.monotonic()
-            if actor.info.node_id not in self._cpus:
-                self._cpus |= {node["NodeID"]: float(node["Resources"].get("CPU", 0)) for node in ray.nodes()}
             self.infos.append(actor.info)
 
     def _check_start_time(self) -> None:

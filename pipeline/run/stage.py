@@ -18,7 +18,7 @@ from pipeline.catalog.products import RowPlan
 from pipeline.config import Config
 from pipeline.errors import TwotowerError
 from pipeline.records import Reason
-from pipeline.run.cluster import PoolSize, size_pool
+from pipeline.run.cluster import size_pool
 from pipeline.run.embed import EmbedSettings, ReuseSource
 from pipeline.run.fill import FillWork, fill_partitions, gather_shared
 from pipeline.run.ledger import Ledger, work_key
@@ -120,7 +120,7 @@ def stage(
             max_crashes=config.pool.max_crashes,
         )
         try:
-            with Pool(size, _settings(config, size), catalog, reuse, config=config, stop=stop) as pool:
+            with Pool(size, _settings(config), catalog, reuse, config=config, stop=stop) as pool:
                 run.actors = pool.infos
                 for info in pool.infos:
                     gpus = ",".join(info.gpu_ids) or "none"
@@ -241,7 +241,7 @@ def _reuse(run: Run, fresh: bool) -> ReuseSource | None:
     return ReuseSource(run.config.db, run.base.versions["products"], run.base.versions["images"])
 
 
-def _settings(config: Config, size: PoolSize) -> EmbedSettings:
+def _settings(config: Config) -> EmbedSettings:
     return EmbedSettings(
         model_name=config.model_name,
         dtype=config.model.dtype,
@@ -250,7 +250,5 @@ def _settings(config: Config, size: PoolSize) -> EmbedSettings:
         compile=config.model.compile,
         limits=config.images.limits,
         fetch=config.fetch,
-        decode_threads=size.decode_threads,
-        torch_threads=size.torch_threads,
         memory_bytes=config.pool.memory_per_actor_bytes,
     )

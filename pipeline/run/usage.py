@@ -21,6 +21,7 @@ class ActorUsage:
     Attributes:
         gpus: that it holds; a fraction shares one.
         node_cpus: vCPUs of its node, as Ray counts them.
+        decode_threads: that it has; 0 where it never came up.
         held_s: from when it was asked for until it was let go: what its GPUs cost.
         start_s: of these, until it had its model; for the first actors, until all of them had, and embedding began.
         working_s: of these, with a partition in hand.
@@ -34,6 +35,7 @@ class ActorUsage:
     node_id: str
     gpus: float
     node_cpus: float
+    decode_threads: int
     held_s: float
     start_s: float
     working_s: float
@@ -60,7 +62,6 @@ class Usage:
         actors: replaced ones too.
         at_once: how many there are at the same time.
         gpus: that these hold together.
-        decode_threads: of each actor.
         fetch_threads: of each actor; 0 where the decode threads fetch.
         start_s: wall time until all first actors were ready.
         embedding_s: wall time in which they embedded.
@@ -69,7 +70,6 @@ class Usage:
     actors: tuple[ActorUsage, ...] = ()
     at_once: int = 0
     gpus: float = 0.0
-    decode_threads: int = 0
     fetch_threads: int = 0
     start_s: float = 0.0
     embedding_s: float = 0.0
@@ -99,6 +99,12 @@ class Usage:
     def count(self, name: str) -> int:
         """A count of all actors together."""
         return sum(actor.counts.get(name, 0) for actor in self.actors)
+
+    @property
+    def decode_threads(self) -> int:
+        """Of an actor on average; nodes may differ."""
+        threads = [actor.decode_threads for actor in self.actors if actor.decode_threads]
+        return round(sum(threads) / len(threads)) if threads else 0
 
     @property
     def actor_s(self) -> float:

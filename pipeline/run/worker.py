@@ -11,11 +11,14 @@ import ray
 from pipeline.catalog.partitions import Catalog
 from pipeline.errors import ClusterError
 from pipeline.paths import exists
+from pipeline.run.cluster import PoolSize
 from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource, has_cuda
 from pipeline.run.memory import limit_memory
 from pipeline.run.metrics import ActorMetrics
 from pipeline.run.partition import PartitionResult, Work, stage_partition
 from pipeline.run.progress import Progress
+
+_MOST_DECODE_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,12 @@ class ActorInfo:
     actor: int
     node: str
     node_id: str
+    node_cpus: float
     pid: int
     gpu_ids: tuple[str, ...]
     cuda_visible_devices: str | None
     device: str
+    decode_threads: int
     model_id: str
     fingerprint: str
 
@@ -42,11 +47,11 @@ class EmbedWorker:
         self._catalog: Catalog | None = None
         self._metrics: ActorMetrics | None = None
 
-    def start(self, settings: EmbedSettings, catalog: Catalog, reuse: ReuseSource | None, gpus: float) -> ActorInfo:
+    def start(self, settings: EmbedSettings, catalog: Catalog, reuse: ReuseSource | None, size: PoolSize) -> ActorInfo:
         """Load the model on the device that this actor owns, and check that it is the only one it can see."""
         gpu_ids = tuple(str(i) for i in ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if gpus and (visible is None or tuple(visible.split(",")) != gpu_ids):
+        if size.gpus_per_actor and (visible is None or tuple(visible.split(",")) != gpu_ids):
             raise ClusterError(
                 f"Ray gave this actor GPU {','.join(gpu_ids)} but CUDA_VISIBLE_DEVICES is {visible!r} on "
                 f"{socket.gethostname()}; unset RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES there"
@@ -54,19 +59,35 @@ class EmbedWorker:
         file = catalog.partitions[0].file
         if not exists(file):  # a node that came late was not asked before
             raise ClusterError(f"node {socket.gethostname()} cannot read {file}; use storage that all nodes share")
-        device = settings.device if settings.device != "auto" else _device(gpus)
-        settings = replace(settings, device=device)
+        device = settings.device if settings.device != "auto" else _device(size.gpus_per_actor)
+        node_id = ray.get_runtime_context().get_node_id()
+        node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
+        cores = size.cores_of_an_actor(node)
+        settings = replace(
+            settings,
+            device=device,
+            decode_threads=size.decode_threads or min(_MOST_DECODE_THREADS, cores),
+            torch_threads=size.torch_threads or (1 if device == "cuda" else cores),
+        )
         self._embedder = Embedder(settings, catalog.root, reuse)
         self._catalog = catalog
         self._metrics = ActorMetrics(self._number)
         if settings.memory_bytes is not None:
             limit_memory(settings.memory_bytes)
         model = self._embedder.model
-        node_id = ray.get_runtime_context().get_node_id()
         return ActorInfo(
-            self._number, socket.gethostname(), node_id, os.getpid(), gpu_ids, visible, device, model.model_id,
-            model.fingerprint,
-        )  # fmt: skip
+            actor=self._number,
+            node=socket.gethostname(),
+            node_id=node_id,
+            node_cpus=float(node.get("CPU", 0)),
+            pid=os.getpid(),
+            gpu_ids=gpu_ids,
+            cuda_visible_devices=visible,
+            device=device,
+            decode_threads=settings.decode_threads,
+            model_id=model.model_id,
+            fingerprint=model.fingerprint,
+        )
 
     def embed(self, work: Work) -> PartitionResult:
         """Stage rows of one partition."""
