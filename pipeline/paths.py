@@ -26,8 +26,11 @@ def is_uri(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """A local path made absolute; a URI or an empty path as it is."""
-    return path if not path or is_uri(path) else str(Path(path).expanduser().absolute())
+    """A local path made absolute, without `..`, so that it has one name; a URI or an empty path as it is."""
+    if not path or is_uri(path):
+        return path
+    whole = Path(path).expanduser().absolute()
+    return str(whole.resolve() if ".." in whole.parts else whole)  # other links stay: they may point elsewhere tomorrow
 
 
 def resolve(path: str) -> tuple[pafs.FileSystem, str]:

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.run.checks import settle_paths
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -61,3 +62,15 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path) -> None:
         load_config(str(file))
     with pytest.raises(ConfigError, match=r"missing\.toml"):
         load_config(str(tmp_path / "missing.toml"))
+
+
+def test_a_folder_has_one_name_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partitions are known by it: under another one all of them would be read again."""
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    given = [f"{tmp_path}/catalog", "../catalog", f"{tmp_path}/elsewhere/../catalog"]
+    names = {
+        settle_paths(load_config(None, [], catalog_uri=uri, db="db", model_name="demo")).catalog_uri for uri in given
+    }
+    assert names == {f"{tmp_path}/catalog"}

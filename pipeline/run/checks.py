@@ -34,8 +34,9 @@ def settle_paths(config: Config) -> Config:
         if name.startswith("--") and not value:
             raise ConfigError(f"{name} is missing")
         is_path = name != "--model" or Path(value).exists() or value.startswith(".")
-        if is_path and value and not is_uri(value) and not Path(value).expanduser().is_absolute():
-            if is_inside_job() or ray_address(config) != "local":
+        if is_path and value and not is_uri(value):
+            is_relative = not Path(value).expanduser().is_absolute()
+            if is_relative and (is_inside_job() or ray_address(config) != "local"):
                 raise ClusterError(
                     f"{name} {value!r} is a relative path; in a Ray job it would name a folder of Ray's temporary copy "
                     "of the code: give an absolute path that all nodes share, or an object store's URI"
