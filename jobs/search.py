@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from jobs.cli import JobParser, fail
 from pipeline.errors import QueryError, TwotowerError
-from pipeline.query import Diversify, Searcher
+from pipeline.query import Diversify, Mixture, Searcher
 from pipeline.query.contact_sheet import Section, contact_sheet
 from pipeline.query.filters import parse_where
-from pipeline.query.request import MODES
+from pipeline.query.request import MODES, VECTOR_MODES
+from pipeline.query.rerank import METHODS
 from pipeline.records import Hit
 from pipeline.shown import visible
 
@@ -26,6 +27,7 @@ _CONDITION = re.compile(r"\s*(?P<column>[^=!<>~]+?)\s*(?P<operator>!=|<=|>=|=|<|
 _OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "~": "contains"}
 _WIDEST = 60
 _LABELS = {"text": "query to description", "image": "query to image", "avg": "query to average"}
+_LABELS["hybrid"] = "query to average and to words"
 _LABELS["diversified"] = "query to description, different pictures first"
 
 
@@ -42,32 +44,67 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if (arguments.query is None) == (arguments.image is None):
-        raise QueryError("Give either a query text or --image FILE.")
+    query = _query(arguments)
+    if arguments.sheet and arguments.sheet.suffix.lower() not in (".html", ".png"):
+        raise QueryError(f"--sheet writes .html or .png, not {arguments.sheet.name!r}.")
     searcher = Searcher.open(arguments.db, release=arguments.release, model=arguments.model, device=arguments.device)
-    diversify = Diversify(arguments.candidates, arguments.clusters) if arguments.diversify else None
-    query = arguments.query if arguments.image is None else arguments.image
+    diversify = None
+    if arguments.diversify:
+        diversify = Diversify(
+            arguments.candidates, arguments.clusters, method=arguments.method, trade_off=arguments.trade_off
+        )
     where = parse_conditions(arguments.where, searcher)
-    options = {"k": arguments.k, "offset": arguments.offset, "where": where}
+    options = {
+        "k": arguments.k, "offset": arguments.offset, "where": where, "exact": arguments.exact,
+        "collapse_duplicates": arguments.collapse_duplicates,
+    }  # fmt: skip
     is_all = arguments.mode == "all"
     results = {
         mode: searcher.search(query, mode=mode, diversify=None if is_all else diversify, **options)
-        for mode in (MODES if is_all else [arguments.mode])
+        for mode in (VECTOR_MODES if is_all else [arguments.mode])
     }
     if is_all and diversify:  # the article's layout: three modes as they are, and the text mode diversified
         results["diversified"] = searcher.search(query, mode="text", diversify=diversify, **options)
     if arguments.sheet:
-        _write_sheet(searcher, str(query), results, diversify, arguments.sheet)
+        _write_sheet(searcher, _shown(arguments), results, diversify, arguments.sheet)
     if arguments.json:
         lists = {mode: [_as_json(hit) for hit in hits] for mode, hits in results.items()}
         print(json.dumps(lists if is_all else lists[arguments.mode], default=str), flush=True)
     else:
         for mode, hits in results.items():
             print(f"{_LABELS[mode]} ({mode})" + (", diversified" if diversify and not is_all else ""))
-            print(table(hits, width=shutil.get_terminal_size((110, 24)).columns), end="\n\n", flush=True)
+            print(table(hits, width=shutil.get_terminal_size((110, 24)).columns), flush=True)
+            if hits.rank_correlation is not None:
+                spread = "-" if hits.diversity is None else f"{hits.diversity:.3f}"
+                print(f"mean distance of two images {spread}, rank correlation {hits.rank_correlation:.2f}")
+            if arguments.explain:
+                diversified = diversify if mode == "diversified" or not is_all else None
+                mode = "text" if mode == "diversified" else mode
+                print(searcher.explain(query, mode=mode, diversify=diversified, **options))
+            print(flush=True)
         if arguments.sheet:
             print(f"contact sheet: {arguments.sheet}")
     return 0
+
+
+def _query(arguments: argparse.Namespace) -> object:
+    """A text, an image, or both and more as a mixture."""
+    parts: list[tuple[object, float]] = [(part, 1.0) for part in (arguments.query, arguments.image) if part is not None]
+    for text in arguments.mix:
+        words, _, weight = text.rpartition("=")
+        try:
+            parts.append((words, float(weight)))
+        except ValueError:
+            words = ""
+        if not words:
+            raise QueryError(f"--mix takes TEXT=WEIGHT, as in --mix 'red=0.5' --mix 'stripes=-0.3', not {text!r}.")
+    if not parts:
+        raise QueryError("Give a query text, --image FILE, or both.")
+    return parts[0][0] if len(parts) == 1 and parts[0][1] == 1.0 else Mixture(parts)
+
+
+def _shown(arguments: argparse.Namespace) -> str:
+    return " + ".join(str(part) for part in (arguments.query, arguments.image, *arguments.mix) if part is not None)
 
 
 def parse_conditions(texts: Sequence[str], searcher: Searcher) -> dict[str, Any] | None:
@@ -147,6 +184,7 @@ def _as_json(hit: Hit) -> Mapping[str, object]:
         "score": hit.score,
         "rank": hit.rank,
         "cluster": hit.cluster,
+        "duplicates": list(hit.duplicates),
         "fields": hit.fields,
     }
 
@@ -169,7 +207,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = JobParser(prog="python -m jobs.search", description=__doc__)
     parser.add_argument("query", nargs="?", help="what to look for, in words")
     parser.add_argument("--db", required=True, help="folder or URI of the database")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="look for what is in this image, in place of words")
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="look for what is in this image; with words, for both"
+    )
     parser.add_argument("--model", help="a model folder, when the release's own is not at hand")
     parser.add_argument("--mode", choices=[*MODES, "all"], default="avg", help="what is compared with the query")
     parser.add_argument("--k", type=int, default=10, help="how many hits")
@@ -183,6 +223,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--candidates", type=int, default=50, help="how many hits --diversify reorders")
     parser.add_argument("--clusters", type=int, default=5, help="into how many groups of similar pictures")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="kmeans",
+        help="of --diversify: clusters of pictures, or marginal relevance",
+    )
+    parser.add_argument(
+        "--trade-off", type=float, default=0.5, metavar="W", help="of mmr: 1 only the query counts, 0 only differences"
+    )
+    parser.add_argument(
+        "--collapse-duplicates", type=float, metavar="D",
+        help="show hits whose images are within this cosine distance once, 0.02 for instance",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mix", action="append", default=[], metavar="TEXT=WEIGHT",
+        help="more or, with a negative weight, less of this too; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--exact", action="store_true", help="compare with every vector instead of using the index")
+    parser.add_argument("--explain", action="store_true", help="tell what was read, and the time by step")
     parser.add_argument("--release", type=int, metavar="N", help="search this release instead of the newest")
     parser.add_argument("--device", default="cpu", help="where the query is embedded: cpu or cuda")
     parser.add_argument("--json", action="store_true", help="print a list of hits; for --mode all an object of lists")

@@ -53,7 +53,8 @@ class Hit:
         score: cosine similarity of the query and the searched vector, -1 to 1, higher is better.
         rank: place in the result, from 1.
         fields: the asked columns of the product, by name.
-        cluster: number of the image cluster when the result was diversified, else None.
+        cluster: number of the image cluster when the result was diversified by clusters, else None.
+        duplicates: product_ids of worse candidates that look the same and were left out for this one.
     """
 
     product_id: str
@@ -61,6 +62,7 @@ class Hit:
     rank: int
     fields: Mapping[str, object] = field(default_factory=dict)
     cluster: int | None = None
+    duplicates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ FLOORS = {"model": 1, "catalog": 2, "store": 2, "run": 3, "query": 3, "evaluate"
 OWNERS = {
     "ray": ("run/pool.py", "run/cluster.py", "run/worker.py", "run/tasks.py", "run/metrics.py"),
     "lance": ("store/",),
-    "lancedb": ("store/", "query/searcher.py", "query/filters.py"),
+    "lancedb": ("store/", "query/searcher.py", "query/filters.py", "query/nearest.py"),
     "torch": ("model/", "run/embed.py"),
     "transformers": ("model/",),
     "tokenizers": ("model/",),

@@ -44,6 +44,8 @@ def test_few_rows_are_searched_exactly_and_indexed_at_once(tmp_path):
     assert names(db, "products") == {
         ("product_id", "BTree"),
         ("text_sha256", "BTree"),
+        ("title", "FTS"),
+        ("description", "FTS"),
         ("broad_category", "Bitmap"),
         ("fine_category", "Bitmap"),
     }
@@ -62,7 +64,7 @@ def test_many_rows_get_an_index_that_reaches_its_recall(tmp_path):
         assert statistics["num_unindexed_rows"] == 0
     again = build_indices(db, min_rows=1000)
     assert again == built
-    assert len(lancedb.connect(db).open_table("products").list_indices()) == 7
+    assert len(lancedb.connect(db).open_table("products").list_indices()) == 9
 
 
 def test_an_index_leaves_when_the_rows_have_left(tmp_path):

@@ -71,6 +71,25 @@ def test_all_modes_diversified_with_a_sheet(db, capsys, tmp_path):
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_more_of_one_thing_and_less_of_another(db, capsys, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(jpeg((10, 20, 30)))
+    arguments = ["--db", db, "--mode", "text", "--k", 6, "--image", tmp_path / "photo.jpg"]
+    code, out, _ = run(capsys, "red dress", *arguments, "--mix", "blue=0.5", "--mix", "wool=-0.25", "--json")
+    assert (code, len(json.loads(out))) == (0, 6)
+    code, out, err = run(capsys, "red", *arguments, "--mix", "blue")
+    assert code == 2
+    assert "TEXT=WEIGHT" in err
+
+
+def test_a_search_that_explains_itself(db, capsys):
+    more = ["--diversify", "--method", "mmr", "--collapse-duplicates", "0.01", "--where", "price>5"]
+    code, out, _ = run(capsys, "red dress", "--db", db, "--mode", "text", "--explain", *more)
+    assert code == 0
+    assert "rank correlation" in out
+    assert "filter: 5 products pass" in out
+    assert "vectors compared" in out
+
+
 def test_an_image_in_place_of_words(db, capsys, tmp_path):
     (tmp_path / "q.jpg").write_bytes(jpeg((80, 175, 36)))
     code, out, _ = run(capsys, "--image", tmp_path / "q.jpg", "--db", db, "--mode", "image", "--json")
@@ -103,8 +122,8 @@ def test_conditions(db, capsys, conditions, expected):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "query text or --image"),
-        (["red", "--image", "x.jpg"], "query text or --image"),
+        ([], "query text, --image FILE, or both"),
+        (["red", "--image", "x.jpg"], "x.jpg cannot be read"),
         (["--image", "none.jpg"], "cannot be read"),
         ([" "], "empty"),
         (["red", "--k", "0"], "k is a whole number"),

@@ -8,13 +8,15 @@ import lance
 import lancedb
 import numpy as np
 import pytest
+from lancedb.query import MultiMatchQuery
 from model_folder import write_folder
 from PIL import Image
 from query_tables import DIM, facts, jpeg, make_db, random_db, release, unit
+from scipy.stats import kendalltau
 
 from pipeline.errors import MissingExtra, ModelError, QueryError
 from pipeline.model import load_model
-from pipeline.query import Diversify, Searcher
+from pipeline.query import Diversify, Mixture, Searcher
 from pipeline.query.encoder import Encoder
 from pipeline.store.indices import build_indices
 
@@ -334,3 +336,173 @@ def test_a_vector_query_loads_no_model_and_no_sklearn(db):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_hits_tell_how_much_they_differ(db):
+    searcher, query = Searcher.open(db), np.random.default_rng(2).normal(size=DIM)
+    for method in ("kmeans", "mmr"):
+        spread = searcher.search(query, mode="text", k=20, columns=[], diversify=Diversify(40, 4, method=method))
+        plain = searcher.search(query, mode="text", k=40, columns=[])
+        images = vectors_of(db, "image_vector")
+        pictured = [images[product_id] for product_id in ids(spread) if product_id in images]
+        pairs = [1 - a @ b for i, a in enumerate(pictured) for b in pictured[:i]]
+        assert spread.diversity == pytest.approx(np.mean(pairs), abs=1e-5)
+        places = [ids(plain).index(product_id) for product_id in ids(spread)]
+        assert spread.rank_correlation == pytest.approx(kendalltau(range(20), places).statistic)
+        assert [hit.rank for hit in spread] == list(range(1, 21))
+    assert plain.rank_correlation is None
+    pictured = np.stack([images[product_id] for product_id in ids(plain) if product_id in images])
+    distances = (1 - pictured @ pictured.T)[np.triu_indices(len(pictured), 1)]
+    assert plain.diversity == pytest.approx(distances.mean(), abs=1e-5)
+    assert searcher.search(query, k=1).diversity is None
+
+
+@pytest.mark.parametrize("diversify", [None, Diversify(30, 3)])
+def test_what_looks_the_same_is_shown_once(indexed, diversify):
+    """A quarter of the products are copies of others, picture and all."""
+    searcher, query = Searcher.open(indexed), np.random.default_rng(4).normal(size=DIM)
+    options = {"mode": "image", "columns": [], "collapse_duplicates": 1e-4, "diversify": diversify, "exact": True}
+    hits = searcher.search(query, k=40, **options)
+    images = vectors_of(indexed, "image_vector")
+    shown = np.stack([images[product_id] for product_id in ids(hits)])
+    assert len(hits) == 40
+    assert (shown @ shown.T - 2 * np.eye(40)).max() < 1 - 1e-4
+    everything = ids(searcher.search(query, mode="image", k=80, columns=[], exact=True))
+    left_out = [duplicate for hit in hits for duplicate in hit.duplicates]
+    assert left_out
+    assert len(set(left_out)) == len(left_out)
+    assert not set(left_out) & set(ids(hits))
+    for hit in hits:
+        assert all(images[hit.product_id] @ images[other] >= 1 - 2e-4 for other in hit.duplicates)
+    if diversify is None:
+        assert set(everything[:40]) <= {*ids(hits), *left_out}
+        pages = [searcher.search(query, k=10, offset=offset, **options) for offset in (0, 10, 20, 30)]
+        assert [product_id for page in pages for product_id in ids(page)] == ids(hits)
+
+
+def test_few_products_that_all_look_the_same(tmp_path):
+    same = unit(np.ones((30, DIM)))
+    db = make_db(tmp_path, text=unit(np.random.default_rng(1).normal(size=(30, DIM))), image=same)
+    release(db)
+    hits = Searcher.open(db).search(np.ones(DIM), mode="image", k=5, columns=[], collapse_duplicates=0.01)
+    assert len(hits) == 1
+    assert len(hits[0].duplicates) == 29
+
+
+def test_a_mixture_is_the_weighted_sum(db, modelled):
+    rng, searcher = np.random.default_rng(8), Searcher.open(db)
+    first, second = rng.normal(size=(2, DIM)) * 5
+    mixed = 0.8 * unit(first) - 0.3 * unit(second)
+    options = {"mode": "text", "k": 10, "columns": []}
+    mixture = searcher.search(Mixture([(first, 0.8), (second, -0.3)]), **options)
+    assert ids(mixture) == ids(searcher.search(mixed, **options))
+    path, model, folder = modelled
+    photo = jpeg((200, 0, 0))
+    searcher = Searcher.open(path, model=folder)
+    found = searcher.search_many([Mixture([(photo, 1.0), ("blue coat", 0.5)]), "blue coat"], mode="avg", k=3)
+    expected = unit(model.embed_images([photo])[0] + 0.5 * model.embed_texts(["blue coat"])[0])
+    assert [hit.score for hit in found[0]] == pytest.approx(
+        [hit.score for hit in searcher.search(expected, mode="avg", k=3)], abs=1e-5
+    )
+    assert ids(found[1]) == ids(searcher.search("blue coat", mode="avg", k=3))
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ([], "1 to 64 queries"),
+        ([("red", 0)], "finite numbers other than 0, not 0"),
+        ([("red", float("nan"))], "finite numbers"),
+        ([("red", "much")], "finite numbers"),
+        (["red"], "pairs of a query and its weight"),
+        ([(np.ones(DIM), 1), (np.ones(DIM), -1)], "cancel each other out"),
+        ([(np.ones(DIM - 1), 1)], "has shape"),
+        ([("", 1)], "text is empty"),
+    ],
+)
+def test_mixtures_without_a_direction_are_refused(db, parts, sentence):
+    with pytest.raises(QueryError, match=sentence):
+        Searcher.open(db).search(Mixture(parts))
+
+
+def test_explain_tells_what_is_read(db, indexed):
+    exact = Searcher.open(db).explain(np.ones(DIM), mode="text")
+    assert (exact.index, exact.probes, exact.passing) == ("exact", 0, None)
+    assert exact.vectors_compared == len(vectors_of(db, "text_vector"))
+    assert "every vector is compared" in str(exact)
+    searcher = Searcher.open(indexed)
+    index = searcher.release.index["text"]
+    found = searcher.explain(np.ones(DIM), mode="text", k=5)
+    assert (found.index, found.partitions, found.probes) == (index["kind"], index["partitions"], index["probes"])
+    assert 0 < found.vectors_compared < 3000 + 100
+    rare = searcher.explain(np.ones(DIM), mode="text", where={"stock": {"lt": 5}}, diversify=Diversify())
+    assert rare.passing == len(
+        searcher.search(np.ones(DIM), mode="text", k=100, where={"stock": {"lt": 5}}, exact=True)
+    )
+    assert rare.probes == index["partitions"]
+    assert set(rare.seconds) == {"encode", "count", "search and rerank"}
+    assert "products pass" in str(rare)
+    with pytest.raises(QueryError, match="No mode"):
+        searcher.explain(np.ones(DIM), mode="best")
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory):
+    """Vectors of a tiny model, titles of their own, full-text indices; 400 products."""
+    folder = tmp_path_factory.mktemp("worded")
+    model = load_model(str(write_folder(folder / "model")))
+    colours, things = ["red", "blue", "green", "grey"], ["dress", "coat", "shirt", "skirt", "vest"]
+    titles = [f"{colours[i % 4]} {things[i % 5]} number {i}" for i in range(400)]
+    titles[7] = "an ultramarine cape"
+    columns = {**facts(400), "title": titles}
+    vectors = model.embed_texts(titles)
+    path = make_db(folder / "db", text=vectors, image=unit(np.random.default_rng(0).normal(size=vectors.shape)),
+                   columns=columns)  # fmt: skip
+    release(path, index=build_indices(path), model=str(folder / "model"), model_id=model.model_id)
+    return path
+
+
+def test_hybrid_is_the_fusion_of_two_lists(worded):
+    searcher = Searcher.open(worded)
+    by_vector = ids(searcher.search("red coats", mode="avg", k=200, columns=[]))
+    table = lancedb.connect(worded).open_table("products")
+    words = table.search(MultiMatchQuery("red coats", ["title", "description"]), query_type="fts").limit(400).to_list()
+    by_words = [row["product_id"] for row in sorted(words, key=lambda row: (-row["_score"], row["product_id"]))][:200]
+    fused = {}
+    for ranked in (by_vector, by_words):
+        for rank, product_id in enumerate(ranked, 1):
+            fused[product_id] = fused.get(product_id, 0) + 1 / (60 + rank)
+    expected = sorted(fused.items(), key=lambda item: (-item[1], item[0]))
+    hits = searcher.search("red coats", mode="hybrid", k=50)
+    assert [(hit.product_id, hit.score) for hit in hits] == [(i, pytest.approx(s)) for i, s in expected[:50]]
+    assert "coat" in hits[0].fields["title"]
+    pages = [
+        searcher.search("red coats", mode="hybrid", k=10, offset=offset, columns=[]) for offset in range(0, 50, 10)
+    ]
+    assert [product_id for page in pages for product_id in ids(page)] == ids(hits)
+
+
+def test_hybrid_finds_the_word_that_vectors_do_not_know(worded):
+    searcher = Searcher.open(worded)
+    assert ids(searcher.search("ultramarine", mode="hybrid", k=3))[0] == "p00007"
+    assert ids(searcher.search(Mixture([("ultramarine", 1), ("dress", -0.1)]), mode="hybrid", k=3))[0] == "p00007"
+    few = searcher.search("red coat", mode="hybrid", k=100, where={"stock": {"lt": 15}}, diversify=Diversify(50, 3))
+    everything = searcher.search("red coat", mode="avg", k=100, where={"stock": {"lt": 15}})
+    assert sorted(ids(few)) == sorted(ids(everything))
+    unknown = searcher.search("zzzz", mode="hybrid", k=20)
+    assert ids(unknown) == ids(searcher.search("zzzz", mode="avg", k=20))
+    assert searcher.search("red", mode="hybrid", k=5, collapse_duplicates=2.0)[0].duplicates
+    assert searcher.search('x" OR *:* AND title:(', mode="hybrid", k=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"), [({"k": 201}, "hybrid results reach to 200"), ({"query": np.ones(48)}, "needs words")]
+)
+def test_what_hybrid_cannot_answer(worded, options, sentence):
+    with pytest.raises(QueryError, match=sentence):
+        Searcher.open(worded).search(**{"query": "red", "mode": "hybrid"} | options)
+
+
+def test_hybrid_without_a_full_text_index_is_refused(modelled):
+    with pytest.raises(QueryError, match="Release 1 has no full-text index"):
+        Searcher.open(modelled[0]).search("red", mode="hybrid")

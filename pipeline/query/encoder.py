@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,35 @@ from pipeline.records import ImageLimits
 Vector = npt.NDArray[np.float32]
 
 MAX_TEXT_CHARACTERS = 20_000
+MAX_PARTS = 64
 _CACHED_TEXTS = 4096
+_LEAST_LENGTH = 1e-4  # of the sum of the weights: below that float32 rounding has a say in the direction
+
+
+class Mixture:
+    """Several queries as one: the direction of the weighted sum of their unit vectors.
+
+    Like this photo, but red, and without stripes: `Mixture([(Path("photo.jpg"), 1.0), ("red", 0.6), ("stripes",
+    -0.3)])`. Texts lie apart from images in the model's space, so weights between the two kinds are a matter of trial.
+
+    Args:
+        parts: queries as `Searcher.search` takes them, each with a finite weight that is not zero; negative: less so.
+    """
+
+    def __init__(self, parts: Iterable[tuple[object, float]]) -> None:
+        self.parts: list[tuple[object, float]] = []
+        for part in parts:
+            if isinstance(part, str | bytes) or not isinstance(part, Sequence) or len(part) != 2:
+                raise QueryError("A Mixture takes pairs of a query and its weight.")
+            query, weight = part
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not is_number or not math.isfinite(weight) or weight == 0:
+                raise QueryError(f"A Mixture's weights are finite numbers other than 0, not {weight!r}.")
+            if isinstance(query, Mixture):
+                raise QueryError("A Mixture cannot be a part of another one.")
+            self.parts.append((query, float(weight)))
+        if not 1 <= len(self.parts) <= MAX_PARTS:
+            raise QueryError(f"A Mixture takes 1 to {MAX_PARTS} queries, got {len(self.parts)}.")
 
 
 class Encoder:
@@ -53,8 +82,18 @@ class Encoder:
         Raises:
             QueryError: a query is empty, unreadable, of another dimension, not finite or zero.
         """
-        texts = self._encode_texts([query for query in queries if isinstance(query, str)])
-        return [texts[query] if isinstance(query, str) else self._encode_other(query) for query in queries]
+        parts = [query.parts if isinstance(query, Mixture) else [(query, 1.0)] for query in queries]
+        texts = self._encode_texts([part for mixed in parts for part, _ in mixed if isinstance(part, str)])
+
+        def vector(part: object) -> Vector:
+            return texts[part] if isinstance(part, str) else self._encode_other(part)
+
+        return [
+            _mixed([(vector(part), weight) for part, weight in query.parts])
+            if isinstance(query, Mixture)
+            else vector(query)
+            for query in queries
+        ]
 
     def _encode_texts(self, texts: list[str]) -> dict[str, Vector]:
         for text in texts:
@@ -127,6 +166,22 @@ class Encoder:
             f"{self.model} is not the model of this release: its model_id is {model_id}, the release has "
             f"{self.model_id}; name the release's own model."
         )
+
+
+def words_of(query: object) -> str:
+    """The words of a query: a text, or those of a Mixture's texts that count for it; empty where it has none."""
+    if isinstance(query, Mixture):
+        return " ".join(part for part, weight in query.parts if isinstance(part, str) and weight > 0)
+    return query if isinstance(query, str) else ""
+
+
+def _mixed(parts: Sequence[tuple[Vector, float]]) -> Vector:
+    total = np.sum([weight * vector.astype(np.float64) for vector, weight in parts], axis=0)
+    length = float(np.linalg.norm(total))
+    if length < _LEAST_LENGTH * sum(abs(weight) for _, weight in parts):
+        raise QueryError("The parts of the Mixture cancel each other out: no direction is left to search in.")
+    mixed: Vector = (total / length).astype(np.float32)
+    return mixed
 
 
 def _is_pil(query: object) -> bool:

@@ -11,8 +11,14 @@ from pipeline.errors import QueryError
 from pipeline.query.filters import Node, Where, parse_where
 from pipeline.query.rerank import Diversify
 
-MODES = ("text", "image", "avg")
+VECTOR_MODES = ("text", "image", "avg")
 """A mode searches the column `<mode>_vector`: query to description, to pictures, to their average."""
+
+MODES = (*VECTOR_MODES, "hybrid")
+"""`hybrid` fuses `avg` with a full-text search of title and description by reciprocal rank."""
+
+HYBRID_WINDOW = 200
+"""How deep both lists of a hybrid search are read, whatever the page: so pages agree with each other."""
 
 MAX_WINDOW = 10_000
 """The most hits that offset + k may reach."""
@@ -31,6 +37,17 @@ class Request:
     where: Node | None
     exact: bool
     diversify: Diversify | None
+    collapse: float | None = None
+
+    @property
+    def vector_mode(self) -> str:
+        """The mode whose vectors are compared."""
+        return "avg" if self.mode == "hybrid" else self.mode
+
+    @property
+    def window(self) -> int:
+        """How many candidates there can be at most."""
+        return HYBRID_WINDOW if self.mode == "hybrid" else MAX_WINDOW
 
 
 def check(
@@ -42,6 +59,7 @@ def check(
     where: Where | None,
     exact: bool,
     diversify: Diversify | None,
+    collapse_duplicates: float | None = None,
 ) -> Request:
     """Check the options of a search against the columns of `products`.
 
@@ -53,14 +71,17 @@ def check(
     for name, value, low in (("k", k, 1), ("offset", offset, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise QueryError(f"{name} is a whole number from {low}, not {value!r}.")
-    if offset + k > MAX_WINDOW:
-        raise QueryError(f"offset + k is {offset + k}; results reach to {MAX_WINDOW}.")
+    window = HYBRID_WINDOW if mode == "hybrid" else MAX_WINDOW
+    if offset + k > window:
+        raise QueryError(f"offset + k is {offset + k}; {mode} results reach to {window}.")
     if diversify is not None and not isinstance(diversify, Diversify):
         raise QueryError(f"`diversify` takes a Diversify, not a {type(diversify).__name__}.")
-    chosen = _columns(schema, columns)
-    return Request(
-        mode, k, offset, chosen, None if where is None else parse_where(where, schema), bool(exact), diversify
-    )
+    collapse = collapse_duplicates
+    is_number = isinstance(collapse, int | float) and not isinstance(collapse, bool)
+    if collapse is not None and not (is_number and 0 <= collapse <= 2):
+        raise QueryError(f"collapse_duplicates is a cosine distance from 0 to 2, not {collapse!r}.")
+    condition = None if where is None else parse_where(where, schema)
+    return Request(mode, k, offset, _columns(schema, columns), condition, bool(exact), diversify, collapse)
 
 
 def _columns(schema: pa.Schema, columns: Sequence[str] | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Diversity: k-means over the candidates' image vectors, then one hit from each cluster in turn."""
+"""Diversity over the candidates' image vectors: k-means and turns, maximal marginal relevance, and duplicates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,14 @@ Vectors = npt.NDArray[np.float32]
 _GRID = 1e-4
 """Image vectors closer than this in every coordinate count as one point for k-means."""
 
+_ROUNDING = 1e-6
+"""What float32 makes of the distance of a vector to itself."""
+
 _STARTS = 3
 """K-means from so many drawn starts; more cost 2 ms each and change little on so few points."""
+
+
+METHODS = ("kmeans", "mmr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +37,24 @@ class Diversify:
         candidates: how many of the best hits are reordered; at least offset + k are.
         clusters: into how many groups of similar pictures they fall, at most.
         seed: of the k-means; the same candidates always give the same order.
+        method: `kmeans`: one hit from each cluster in turn. `mmr`: each next hit is the one of maximal marginal
+            relevance (Carbonell and Goldstein, SIGIR 1998), which has no clusters.
+        trade_off: of `mmr`, from 0, only different pictures, to 1, only the query.
     """
 
     candidates: int = 50
     clusters: int = 5
     seed: int = 0
+    method: str = "kmeans"
+    trade_off: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise QueryError(f"Diversify: method is one of {', '.join(METHODS)}, not {self.method!r}.")
+        if isinstance(self.trade_off, bool) or not isinstance(self.trade_off, int | float):
+            raise QueryError(f"Diversify: trade_off is a number from 0 to 1, not {self.trade_off!r}.")
+        if not 0 <= self.trade_off <= 1:
+            raise QueryError(f"Diversify: trade_off is a number from 0 to 1, not {self.trade_off!r}.")
         for name, low, high in (("candidates", 1, 10_000), ("clusters", 1, 1_000), ("seed", 0, 2**32 - 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -56,28 +74,97 @@ class Reranked:
     clusters: tuple[int | None, ...]
 
 
-def rerank(vectors: Sequence[npt.ArrayLike | None], diversify: Diversify) -> Reranked:
-    """Spread the candidates over clusters of similar pictures.
+def rerank(
+    vectors: Sequence[npt.ArrayLike | None], diversify: Diversify, scores: Sequence[float] | None = None
+) -> Reranked:
+    """Reorder the candidates so that different pictures come first.
 
-    Candidates without a vector belong to no cluster and keep their place. The others fill the places that are left:
-    clusters are ordered by their best hit and give one hit each in turn, best first. So the result is a permutation,
-    and of the hits with pictures the first min(clusters, distinct vectors) come from different clusters.
+    Candidates without a vector belong to no cluster and keep their place. The others fill the places that are left.
+    By `kmeans` clusters are ordered by their best hit and give one hit each in turn, best first. So the result is a
+    permutation, and of the hits with pictures the first min(clusters, distinct vectors) come from different clusters.
 
     Args:
         vectors: image vectors (D,) of the candidates, best first, or None.
         diversify: candidates beyond what it says are reordered too: the caller cuts.
+        scores: of the candidates, higher is better, which `mmr` weighs; None: they fall evenly with the place.
     """
     places = [place for place, vector in enumerate(vectors) if vector is not None]
     clusters: list[int | None] = [None] * len(vectors)
     order = list(range(len(vectors)))
     if places:
         points = np.stack([np.asarray(vectors[place], dtype=np.float32) for place in places])  # (n, D)
-        labels = _by_first_seen(_cluster(points, diversify.clusters, diversify.seed))
-        for place, label in zip(places, labels, strict=True):
-            clusters[place] = label
-        for place, member in zip(places, _round_robin(labels), strict=True):
+        if diversify.method == "mmr":
+            scores = range(len(vectors), 0, -1) if scores is None else scores
+            members = _mmr(points, np.array([scores[place] for place in places], np.float64), diversify.trade_off)
+        else:
+            labels = _by_first_seen(_cluster(points, diversify.clusters, diversify.seed))
+            for place, label in zip(places, labels, strict=True):
+                clusters[place] = label
+            members = _round_robin(labels)
+        for place, member in zip(places, members, strict=True):
             order[place] = places[member]
     return Reranked(order=tuple(order), clusters=tuple(clusters))
+
+
+def distinct(vectors: Sequence[npt.ArrayLike | None], within: float) -> tuple[list[int], dict[int, list[int]]]:
+    """Leave out candidates that look like a better one.
+
+    Args:
+        vectors: image vectors (D,) of the candidates, best first, or None: those are always kept.
+        within: cosine distance up to which two images are the same.
+
+    Returns:
+        Places of the candidates that are kept, and by place those that were left out for it. Whether a candidate is
+        kept depends on better ones alone, so pages of a longer list agree with those of a shorter one.
+    """
+    kept: list[int] = []
+    left_out: dict[int, list[int]] = {}
+    with_image: list[int] = []
+    units: Vectors | None = None
+    for place, vector in enumerate(vectors):
+        if vector is not None:
+            point = _units(np.asarray(vector, dtype=np.float32))
+            if units is None:
+                units = np.empty((len(vectors), len(point)), np.float32)
+            near = np.flatnonzero(units[: len(with_image)] @ point >= 1.0 - within - _ROUNDING)
+            if len(near):
+                left_out.setdefault(with_image[near[0]], []).append(place)
+                continue
+            units[len(with_image)] = point
+            with_image.append(place)
+        kept.append(place)
+    return kept, left_out
+
+
+def _mmr(points: Vectors, scores: npt.NDArray[np.float64], trade_off: float) -> list[int]:
+    """The members by maximal marginal relevance; of equal ones the better hit first.
+
+    Both the scores and the images' similarities are stretched to 0..1 over the candidates: a text's similarities to
+    images span a fraction of what those of images to each other do, so that unstretched ones would hardly count.
+    """
+    units = _units(points)
+    relevance = _stretched(scores)
+    similarity = _stretched(units @ units.T)
+    nearest = np.zeros(len(points))
+    order: list[int] = []
+    for _ in points:
+        marginal = trade_off * relevance - (1 - trade_off) * nearest
+        marginal[order] = -np.inf
+        order.append(int(np.argmax(marginal)))
+        nearest = np.maximum(nearest, similarity[order[-1]])
+    return order
+
+
+def _units(vectors: Vectors) -> Vectors:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    units: Vectors = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return units
+
+
+def _stretched(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    low, high = float(values.min()), float(values.max())
+    stretched: npt.NDArray[np.float64] = (values - np.float64(low)) / ((high - low) or 1.0)
+    return stretched
 
 
 def _round_robin(labels: Sequence[int]) -> list[int]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline.errors import QueryError
-from pipeline.query.encoder import Encoder
+from pipeline.query.encoder import Encoder, words_of
 from pipeline.query.filters import Where, expression
 from pipeline.query.nearest import Pinned, nearest
-from pipeline.query.request import check
+from pipeline.query.request import Request, check
 from pipeline.query.rerank import Diversify
-from pipeline.records import Hit
+from pipeline.query.results import Hits
 
 if TYPE_CHECKING:
+    from pipeline.query.explain import Explanation
     from pipeline.store.releases import Release
 
 
@@ -92,12 +93,14 @@ class Searcher:
         where: Where | None = None,
         exact: bool = False,
         diversify: Diversify | None = None,
-    ) -> list[Hit]:
+        collapse_duplicates: float | None = None,
+    ) -> Hits:
         """The k best products after `offset`, best first; equal scores in order of product_id.
 
         Args:
-            query: a text; an image as bytes, path or PIL image; or a vector (D,), which is normalised.
-            mode: `text`, `image` or `avg`: which vector of the products is compared.
+            query: a text; an image as bytes, path or PIL image; a vector (D,), which is normalised; or a `Mixture`.
+            mode: `text`, `image` or `avg`: which vector of the products is compared; or `hybrid`, which fuses `avg`
+                with a full-text search of title and description by reciprocal rank: scores are sums of 1 / (60 + rank).
             k: how many hits.
             offset: how many better hits to leave out, for paging.
             columns: which columns the hits carry; by default all but vectors and bookkeeping.
@@ -105,6 +108,11 @@ class Searcher:
             exact: compare with every vector instead of using the index.
             diversify: reorder the best candidates so that different pictures come first; max(candidates, offset + k)
                 are reordered, so pages agree with each other as far as `candidates` reaches.
+            collapse_duplicates: cosine distance, 0.02 for instance: of hits whose image vectors are that close only the
+                best is shown, with the others' ids in its `duplicates`.
+
+        Returns:
+            A list of hits that also tells its `diversity` and, where it was reordered, its `rank_correlation`.
 
         Raises:
             QueryError: the query, or an option, has no defined answer.
@@ -118,6 +126,7 @@ class Searcher:
             where=where,
             exact=exact,
             diversify=diversify,
+            collapse_duplicates=collapse_duplicates,
         )
         return found[0]
 
@@ -132,17 +141,44 @@ class Searcher:
         where: Where | None = None,
         exact: bool = False,
         diversify: Diversify | None = None,
-    ) -> list[list[Hit]]:
+        collapse_duplicates: float | None = None,
+    ) -> list[Hits]:
         """`search` for several queries at once, with the same options; results are in the order of the queries."""
         pinned = self._pinned
-        request = check(pinned.schema, mode, k, offset, columns, where, exact, diversify)
+        request = _request(
+            pinned,
+            mode=mode,
+            k=k,
+            offset=offset,
+            columns=columns,
+            where=where,
+            exact=exact,
+            diversify=diversify,
+            collapse_duplicates=collapse_duplicates,
+        )
         if isinstance(queries, str | bytes) or not isinstance(queries, Iterable):
             raise QueryError(f"`search_many` takes a list of queries, not a {type(queries).__name__}.")
-        vectors = pinned.encoder.encode(list(queries))
+        queries = list(queries)
+        vectors = pinned.encoder.encode(queries)
+        words = [words_of(query) for query in queries]
+        if request.mode == "hybrid" and not all(words):
+            raise QueryError("A hybrid search needs words: a text, or a Mixture with one.")
         if len(vectors) == 1:
-            return [nearest(pinned, vectors[0], request)]
+            return [nearest(pinned, vectors[0], words[0], request)]
         with ThreadPoolExecutor(max(1, min(len(vectors), os.cpu_count() or 1))) as pool:
-            return list(pool.map(lambda vector: nearest(pinned, vector, request), vectors))
+            return list(pool.map(lambda vector, words: nearest(pinned, vector, words, request), vectors, words))
+
+    def explain(self, query: object, **options: Any) -> Explanation:
+        """How `search` answers a query, which is done once for it.
+
+        Args:
+            query: as in `search`.
+            options: of `search`.
+        """
+        from pipeline.query.explain import explain
+
+        pinned = self._pinned
+        return explain(pinned, query, _request(pinned, **options))
 
     def thumbnails(self, product_ids: Iterable[str]) -> dict[str, bytes]:
         """JPEG thumbnails of the products' first embedded images; products without one are left out."""
@@ -156,6 +192,21 @@ class Searcher:
                 if row["thumbnail"] and (known is None or row["ordinal"] < known[0]):
                     first[row["product_id"]] = (row["ordinal"], row["thumbnail"])
         return {product_id: thumbnail for product_id, (_, thumbnail) in first.items()}
+
+
+def _request(
+    pinned: Pinned,
+    *,
+    mode: str = "avg",
+    k: int = 10,
+    offset: int = 0,
+    columns: Sequence[str] | None = None,
+    where: Where | None = None,
+    exact: bool = False,
+    diversify: Diversify | None = None,
+    collapse_duplicates: float | None = None,
+) -> Request:
+    return check(pinned.schema, mode, k, offset, columns, where, exact, diversify, collapse_duplicates)
 
 
 def _reach(db: str) -> None:
@@ -198,4 +249,7 @@ def _pin(db: str, release: Release, model: str | None, device: str, encoder: Enc
         if model is not None:
             settings.pop("revision", None)  # of the release's own name
         encoder = Encoder(model or release.model, release.model_id, dim, settings=settings, device=device)
-    return Pinned(release, tables["products"], tables["images"], schema, encoder)
+    texts = {
+        column for index in tables["products"].list_indices() if index.index_type == "FTS" for column in index.columns
+    }
+    return Pinned(release, tables["products"], tables["images"], schema, encoder, tuple(sorted(texts)))

@@ -13,7 +13,7 @@ import lancedb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from lancedb.index import Bitmap, BTree
+from lancedb.index import FTS, Bitmap, BTree
 
 from pipeline.errors import ReleaseRefused
 from pipeline.store.transactions import persistently
@@ -31,6 +31,9 @@ REFINES = (2, 4, 8, 16)
 MIN_RECALL = 0.99
 SCALAR_INDICES = {"products": ("product_id", "text_sha256"), "images": ("product_id", "sha256")}
 """Keys, and the hashes by which a later run finds vectors to reuse."""
+
+TEXT_INDICES = ("title", "description")
+"""Columns of `products` with a full-text index: lower case, English stems, without stop words, accents folded."""
 
 _QUERIES = 200
 _K = 10
@@ -267,8 +270,10 @@ def _matrix(column: pa.Array) -> Vectors:
 
 
 def scalar_columns(table: Any, name: str) -> dict[str, type]:
-    """Columns of a table that get a scalar index, and its kind: keys and hashes, and categories with few values."""
+    """Columns of a table that get a scalar index, and its kind: keys, hashes, texts, and categories with few values."""
     columns: dict[str, type] = dict.fromkeys(SCALAR_INDICES[name], BTree)
+    if name == "products":
+        columns |= dict.fromkeys(TEXT_INDICES, FTS)
     for column in ("broad_category", "fine_category") if name == "products" else ():
         if len(table.to_lance().to_table(columns=[column])[column].unique()) <= _BITMAP_VALUES:
             columns[column] = Bitmap

@@ -1,0 +1,67 @@
+"""What a search returns: the hits, and how much they differ from each other and from the order that they had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pipeline.records import Hit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.query.encoder import Vector
+
+
+class Hits(list[Hit]):
+    """A list of hits, best first.
+
+    Args:
+        hits: the page.
+        vectors: called at most once, for the unit image vectors (D,) of the hits, None where one has no image.
+        places: where each hit stood before the result was reordered; None where it was not.
+    """
+
+    def __init__(
+        self,
+        hits: Iterable[Hit] = (),
+        *,
+        vectors: Callable[[], Sequence[Vector | None]] = tuple,
+        places: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(hits)
+        self._vectors = vectors
+        self._places = places
+
+    @cached_property
+    def diversity(self) -> float | None:
+        """Mean cosine distance, 0 to 2, between the images of two hits; None with fewer than two images.
+
+        Of a result that was not reordered the image vectors are read when this is asked for the first time.
+        """
+        import numpy as np
+
+        vectors = [vector for vector in self._vectors() if vector is not None]
+        if len(vectors) < 2:
+            return None
+        points: np.ndarray = np.stack(vectors).astype(np.float64)
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        n = len(points)
+        total = float(np.square(points.sum(axis=0)).sum())  # all pairs, each twice, and each with itself
+        return max(0.0, 1.0 - (total - n) / (n * (n - 1)))
+
+    @cached_property
+    def rank_correlation(self) -> float | None:
+        """Kendall's tau between the order of the hits and the one that they had, 1 where nothing moved.
+
+        None where the result was not reordered, or holds fewer than two hits.
+        """
+        places = self._places
+        if places is None or len(places) < 2:
+            return None
+        import numpy as np
+
+        before = np.asarray(places)
+        signs = np.sign(before[None, :] - before[:, None])[np.triu_indices(len(before), 1)]
+        return float(signs.mean())
