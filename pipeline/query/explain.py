@@ -29,8 +29,8 @@ class Explanation:
         passing: products that pass the filter; None without a filter, or where there are more than are counted.
         vectors_compared: with the query, in the index and in whole, as LanceDB counts them: three digits.
         rows_read: of the table, likewise.
-        seconds: of each step: `encode`, `count` (of the filter), `search` (LanceDB alone) and `total`.
-        plan: LanceDB's own account of the search.
+        seconds: of each step: `encode`, `count` (of what passes the filter), `search and rerank`.
+        plan: LanceDB's own account of the search by vector; of a hybrid search, of that half.
     """
 
     release: int
