@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
+import tempfile
+import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     query = _query(arguments)
+    if arguments.open and arguments.sheet is None:
+        arguments.sheet = Path(tempfile.mkdtemp(prefix="twotower-")) / "contact_sheet.html"
     if arguments.sheet and arguments.sheet.suffix.lower() not in (".html", ".png"):
         raise QueryError(f"--sheet writes .html or .png, not {arguments.sheet.name!r}.")
     searcher = Searcher.open(arguments.db, release=arguments.release, model=arguments.model, device=arguments.device)
@@ -82,8 +87,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 mode = "text" if mode == "diversified" else mode
                 print(searcher.explain(query, mode=mode, diversify=diversified, **options))
             print(flush=True)
-        if arguments.sheet:
-            print(f"contact sheet: {arguments.sheet}")
+    if arguments.sheet and (arguments.open or not arguments.json):
+        print(f"contact sheet: {arguments.sheet}", file=sys.stderr if arguments.json else sys.stdout)
+    if arguments.open and _has_screen():
+        webbrowser.open(arguments.sheet.absolute().as_uri())
     return 0
 
 
@@ -101,6 +108,11 @@ def _query(arguments: argparse.Namespace) -> object:
     if not parts:
         raise QueryError("Give a query text, --image FILE, or both.")
     return parts[0][0] if len(parts) == 1 and parts[0][1] == 1.0 else Mixture(parts)
+
+
+def _has_screen() -> bool:
+    """Whether a browser would open a window; without one Python may start one in the terminal, and wait for it."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _shown(arguments: argparse.Namespace) -> str:
@@ -246,6 +258,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="where the query is embedded: cpu or cuda")
     parser.add_argument("--json", action="store_true", help="print a list of hits; for --mode all an object of lists")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a contact sheet too: .html or .png")
+    parser.add_argument(
+        "--open", action="store_true", help="write a contact sheet, name it, and show it where there is a screen"
+    )
     return parser
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from model_folder import write_folder
@@ -69,6 +70,19 @@ def test_all_modes_diversified_with_a_sheet(db, capsys, tmp_path):
     code, out, _ = run(capsys, "red", "--db", db, "--mode", "all", "--sheet", tmp_path / "sheet.png")
     assert out.count("query to") == 3
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("display", ["", ":0"])
+def test_a_sheet_is_opened_where_there_is_a_screen(db, capsys, monkeypatch, display):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    code, out, _ = run(capsys, "red", "--db", db, "--open")
+    sheet = Path(out.split("contact sheet: ")[1].strip())
+    assert code == 0
+    assert "<figure>" in sheet.read_text()
+    assert opened == ([sheet.as_uri()] if display else [])
 
 
 def test_more_of_one_thing_and_less_of_another(db, capsys, tmp_path):
