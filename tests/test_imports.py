@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = ROOT / "pipeline"
-FLOORS = {"model": 1, "catalog": 2, "store": 2, "run": 3, "query": 3, "evaluate": 4}
+FLOORS = {"model": 1, "catalog": 2, "store": 2, "run": 3, "query": 3, "evaluate": 4, "serve": 4}
 OWNERS = {
     "ray": ("run/pool.py", "run/cluster.py", "run/worker.py", "run/tasks.py", "run/metrics.py"),
     "lance": ("store/",),
@@ -22,6 +22,11 @@ OWNERS = {
     "tokenizers": ("model/",),
     "safetensors": ("model/",),
     "huggingface_hub": ("model/",),
+    "fastapi": ("serve/app.py",),
+    "starlette": ("serve/",),
+    "uvicorn": ("serve/listen.py",),
+    "pydantic": ("serve/",),
+    "prometheus_client": ("serve/metrics.py",),
     "sklearn": ("query/rerank.py", "store/indices.py"),
 }
 FILES = sorted(PIPELINE.rglob("*.py"))
@@ -78,7 +83,9 @@ def test_packages_are_empty_but_for_what_they_hand_out() -> None:
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("pipeline.query", ("torch", "ray", "transformers", "sklearn", "PIL")),
+        ("pipeline.query", ("torch", "ray", "transformers", "sklearn", "PIL", "fastapi", "pydantic")),
+        ("jobs.serve", ("torch", "lancedb", "fastapi", "uvicorn", "pyarrow")),
+        ("pipeline.serve.app", ("torch", "ray", "lancedb", "PIL")),
         ("pipeline.catalog.partitions", ("torch", "ray", "PIL", "lance", "lancedb")),
         ("jobs.backfill", ("torch", "ray", "transformers", "lancedb", "pyarrow")),
         ("jobs.rayjob", ("ray", "lance", "numpy", "pyarrow")),

@@ -95,6 +95,11 @@ class Encoder:
             for query in queries
         ]
 
+    def knows(self, text: str) -> bool:
+        """Whether the vector of a text is remembered."""
+        with self._caching:
+            return text in self._texts
+
     def _encode_texts(self, texts: list[str]) -> dict[str, Vector]:
         for text in texts:
             if not text.strip():

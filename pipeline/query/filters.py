@@ -30,6 +30,7 @@ OPERATORS = ("eq", "ne", "lt", "le", "gt", "ge", "in", "contains", "between", "i
 MAX_CONDITIONS = 500
 MAX_DEPTH = 16
 MAX_VALUES = 10_000
+_LARGEST = float(np.finfo("f8").max)
 
 
 def parse_where(where: Where, schema: pa.Schema) -> Node | None:
@@ -164,7 +165,7 @@ def _value(name: str, type_: pa.DataType, value: object) -> object:
         raise QueryError(f"Null does not compare with {name!r}; use {{{name!r}: {{'is_null': True}}}}.")
     converted = _convert(type_, value)
     if converted is None:
-        wanted = _WANTED.get(_family(type_))
+        wanted = _WANTED.get(family_of(type_))
         if wanted is None:
             raise QueryError(f"{name!r} is {type_}: only `is_null` can filter by it.")
         raise QueryError(f"{name!r} is compared with {wanted}, not {value!r}.")
@@ -187,7 +188,8 @@ def _is_text(type_: pa.DataType) -> bool:
     return bool(pt.is_string(value_type) or pt.is_large_string(value_type))
 
 
-def _family(type_: pa.DataType) -> str:
+def family_of(type_: pa.DataType) -> str:
+    """What a column compares with: text, bool, integer, float, decimal, date, timestamp; empty: with nothing."""
     tests = {
         "text": _is_text,
         "bool": pt.is_boolean,
@@ -201,7 +203,7 @@ def _family(type_: pa.DataType) -> str:
 
 
 def _convert(type_: pa.DataType, value: object) -> object:
-    family = _family(type_)
+    family = family_of(type_)
     if family == "text":
         return value if isinstance(value, str) and _encodable(value) else None
     if family == "bool":
@@ -218,7 +220,9 @@ def _encodable(value: str) -> bool:
 
 
 def _number(type_: pa.DataType, family: str, value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return None
+    if abs(value) > _LARGEST if isinstance(value, int) else not math.isfinite(value):
         return None
     if family == "decimal":
         try:

@@ -51,6 +51,17 @@ class Hits(list[Hit]):
         total = float(np.square(points.sum(axis=0)).sum())  # all pairs, each twice, and each with itself
         return max(0.0, 1.0 - (total - n) / (n * (n - 1)))
 
+    def look_alikes(self, within: float) -> dict[int, int]:
+        """Hits of this page that look like a better one of it: place to place, from 0.
+
+        Args:
+            within: cosine distance up to which two images look the same.
+        """
+        from pipeline.query.rerank import distinct
+
+        _, left_out = distinct(self._vectors(), within)
+        return {place: kept for kept, places in left_out.items() for place in places}
+
     @cached_property
     def rank_correlation(self) -> float | None:
         """Kendall's tau between the order of the hits and the one that they had, 1 where nothing moved.

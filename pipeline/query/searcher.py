@@ -13,12 +13,14 @@ from pipeline.errors import QueryError
 from pipeline.query.encoder import Encoder, words_of
 from pipeline.query.filters import Where, expression
 from pipeline.query.nearest import Pinned, nearest
-from pipeline.query.request import Request, check
+from pipeline.query.request import MODES, VECTOR_MODES, Request, check
 from pipeline.query.rerank import Diversify
 from pipeline.query.results import Hits
 
 if TYPE_CHECKING:
+    from pipeline.query.encoder import Vector
     from pipeline.query.explain import Explanation
+    from pipeline.query.products import Facet
     from pipeline.store.releases import Release
 
 
@@ -67,6 +69,11 @@ class Searcher:
         """Columns of `products`: what `columns` and `where` may name."""
         return self._pinned.schema
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that this release can be searched in: `hybrid` needs its full-text index."""
+        return MODES if self._pinned.text_columns else VECTOR_MODES
+
     def refresh(self) -> bool:
         """Move to the newest release, for all threads at once; a searcher opened on a number stays.
 
@@ -81,6 +88,18 @@ class Searcher:
         encoder = old.encoder if newest.model_id == old.encoder.model_id else None
         self._pinned = _pin(self.db, newest, self._model, self._device, encoder)
         return True
+
+    def held(self) -> Searcher:
+        """A searcher that stays on the release of this moment, for the several steps of one answer."""
+        return Searcher(self.db, self._pinned, model=self._model, device=self._device, follows=False)
+
+    def encode(self, queries: Sequence[object]) -> list[Vector]:
+        """Unit vectors (D,) of queries, in order; all texts in one batch, remembered for the searches that follow."""
+        return self._pinned.encoder.encode(queries)
+
+    def knows(self, text: str) -> bool:
+        """Whether a text's vector is remembered, so that a search for it needs no tower."""
+        return self._pinned.encoder.knows(text)
 
     def search(
         self,
@@ -179,6 +198,18 @@ class Searcher:
 
         pinned = self._pinned
         return explain(pinned, query, _request(pinned, **options))
+
+    def products(self, product_ids: Iterable[str], columns: Sequence[str]) -> dict[str, dict[str, object]]:
+        """The asked columns of products, by product_id; those that the release does not have are left out."""
+        from pipeline.query.products import read_products
+
+        return read_products(self._pinned, product_ids, columns)
+
+    def facets(self) -> list[Facet]:
+        """What each column that a person may filter by holds; reads those columns of the whole release."""
+        from pipeline.query.products import read_facets
+
+        return read_facets(self._pinned)
 
     def thumbnails(self, product_ids: Iterable[str]) -> dict[str, bytes]:
         """JPEG thumbnails of the products' first embedded images; products without one are left out."""
