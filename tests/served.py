@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -42,11 +43,10 @@ def catalog(folder: Path, *, titles: Mapping[int, str] | None = None, ids: Mappi
         ids: likewise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model = load_model("demo")
     pairs = [(colour, garment) for garment in GARMENTS for colour in COLOURS]
     texts = [f"{colour} {garment}" for colour, garment in pairs]
-    pictures = [_picture(COLOURS[colour], number // 8) for number, (colour, _) in enumerate(pairs)]
     count = len(pairs)
+    model_id, text, image = _embedded(tuple(texts))
     plain = facts(count)
     plain |= {
         "product_id": [(ids or {}).get(i, f"p{i:05d}") for i in range(count)],
@@ -58,16 +58,17 @@ def catalog(folder: Path, *, titles: Mapping[int, str] | None = None, ids: Mappi
     }
     has_image = np.ones(count, bool)
     has_image[[5, 17]] = False
-    db = make_db(
-        folder, text=model.embed_texts(texts), image=model.embed_images(pictures), has_image=has_image, columns=plain
-    )
-    release(db, index=build_indices(db, min_rows=1000), model_id=model.model_id)
+    db = make_db(folder, text=text, image=image, has_image=has_image, columns=plain)
+    release(db, index=build_indices(db, min_rows=1000), model_id=model_id)
     return db
 
 
-def _picture(colour: tuple[int, int, int], garment: int) -> bytes:
-    """Another shape for each garment, so that not all pictures of a colour are one."""
-    return jpeg(colour, (60 + 20 * garment, 120))
+@cache
+def _embedded(texts: tuple[str, ...]) -> tuple[str, Any, Any]:
+    """The model's id and its vectors; pictures have another shape for each garment, so that no two are one."""
+    model = load_model("demo")
+    pictures = [jpeg(list(COLOURS.values())[i % 8], (60 + 20 * (i // 8), 120)) for i in range(len(texts))]
+    return model.model_id, model.embed_texts(list(texts)), model.embed_images(pictures)
 
 
 @dataclass
