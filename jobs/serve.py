@@ -88,9 +88,11 @@ def _serve(arguments: argparse.Namespace) -> Mapping[str, Any]:
             service = _open(arguments)
             from pipeline.serve.app import application
 
+            size = arguments.max_body_bytes
+            limits = Limits(body_bytes=size, held_bytes=max(Limits().held_bytes, 2 * size), seconds=arguments.timeout)
             app = application(
                 service,
-                limits=Limits(arguments.max_body_bytes, arguments.timeout),
+                limits=limits,
                 token=token,
                 hosts=hosts,
                 refresh_s=0 if arguments.release else arguments.refresh,

@@ -26,6 +26,7 @@ from jobs.serve import main
 from pipeline.query import Diversify, Mixture, Searcher
 from pipeline.serve import service as service_module
 from pipeline.serve.guard import Limits
+from pipeline.serve.listen import listening
 
 TOKEN = "a-token-of-twenty-signs"
 ODD_IDS = {3: "a/b c?d#e%2F&é\u202e", 4: "'; DROP TABLE products; --"}
@@ -347,6 +348,25 @@ def test_what_is_too_large_is_refused_while_it_comes(db):
         assert client.get("/search", q="red").status == 200
 
 
+def test_all_together_may_not_send_too_much_either(db):
+    limits = Limits(body_bytes=50_000, held_bytes=100_000)
+    head = (
+        b"POST /search HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 50000\r\n\r\n"
+    )
+    with serving(db, limits=limits) as client:
+        held = [socket.create_connection(("127.0.0.1", client.port), timeout=20) for _ in range(3)]
+        for connection in held[:2]:
+            connection.sendall(head + b" " * 49_000)
+        time.sleep(0.2)
+        held[2].sendall(head + b" " * 49_000)
+        assert held[2].makefile("rb").readline().startswith(b"HTTP/1.1 503")
+        for connection in held:
+            connection.close()
+        deadline = time.monotonic() + 10
+        while client.post(json.dumps({"text": "red"}) + " " * 40_000).status != 200:  # what was held is let go
+            assert time.monotonic() < deadline
+
+
 def _rss_mb():
     with open("/proc/self/statm") as file:  # noqa: PTH123
         return int(file.read().split()[1]) * 4096 / 1e6
@@ -451,9 +471,25 @@ def test_a_release_comes_while_it_serves(tmp_path):
         reply = client.get("/search", q="red midi dress", mode="text", k=1)
         assert (reply.json["release"], reply.ids[0] == "p00000") == (2, False)
         assert answered <= {(1, True), (2, False)}
+        (tmp_path / "db" / "releases.lance").rename(tmp_path / "away")  # a store that is gone for a while
+        time.sleep(0.3)
+        assert client.get("/search", q="red", k=1).json["release"] == 2
+        (tmp_path / "away").rename(tmp_path / "db" / "releases.lance")
         assert client.get("/schema").json["release"] == 2
         assert client.get("/thumbnail/p00001?release=1").headers["cache-control"] == "private, max-age=60"
         assert b"twotower_serve_release 2.0" in client.get("/metrics").body
+
+
+def test_a_warm_server_has_its_text_tower(db):
+    with serving(db) as client:
+        assert not client.service.searcher.knows("warm")
+        client.service.warm()
+        assert client.service.searcher.knows("warm")
+
+
+def test_answers_are_not_held_back():
+    with listening("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # or asyncio would leave Nagle's algorithm on
 
 
 def start(*arguments):
@@ -464,9 +500,9 @@ def start(*arguments):
     return process, Client(int(address.rstrip("/").rpartition(":")[2]))
 
 
-@pytest.mark.parametrize(("number", "options"), [(signal.SIGTERM, []), (signal.SIGINT, ["--no-warm"])])
-def test_a_signal_ends_it_when_all_is_answered(db, searcher, number, options):
-    process, client = start("--db", db, *options)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_when_all_is_answered(db, searcher, number):
+    process, client = start("--db", db, "--no-warm")  # which asks a vector only, and so needs no model
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=20)
     connection.request("GET", "/healthz")
     assert connection.getresponse().read()

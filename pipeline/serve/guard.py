@@ -27,19 +27,22 @@ _HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cache-control": "no-store",
 }
+_LATER = {"retry-after": "1", "connection": "close"}
 _LINGERS_S = 2.0  # a client that sends too much is read for so long, or it would never see why it was refused
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one request may cost.
 
     Attributes:
         body_bytes: the most that may be sent, chunked or not.
+        held_bytes: the most that all requests that are being answered may have sent together.
         seconds: from the request's head to the begin of its answer.
     """
 
     body_bytes: int = 16 * 2**20
+    held_bytes: int = 256 * 2**20
     seconds: float = 10.0
 
 
@@ -108,6 +111,7 @@ class Bounded:
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
         self._limits = limits
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on; refuse it when it becomes too large or takes too long."""
@@ -122,11 +126,14 @@ class Bounded:
         async def counted() -> Message:
             nonlocal size, is_received
             message = await receive()
-            size += len(message.get("body", b""))
+            size += (more := len(message.get("body", b"")))
+            self._held += more
             is_received = is_received or not message.get("more_body", False)
             if size > self._limits.body_bytes:
                 await self._drain(receive, is_received)
                 raise HTTPException(413, self._too_large(), {"connection": "close"})
+            if self._held > self._limits.held_bytes:
+                raise HTTPException(503, "Too much is being sent at once; come again.", _LATER)
             return message
 
         async def noted(message: Message) -> None:
@@ -145,6 +152,8 @@ class Bounded:
             if has_begun:
                 raise  # the rest of the answer cannot be told otherwise any more
             await self._late(is_received)(scope, receive, send)
+        finally:
+            self._held -= size
 
     def _too_large(self) -> str:
         return f"The request is larger than {self._limits.body_bytes} bytes, which are the most (--max-body-bytes)."

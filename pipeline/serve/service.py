@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipeline.errors import TwotowerError, first_line
-from pipeline.query import Mixture, Searcher
+from pipeline.errors import first_line
+from pipeline.query import Diversify, Mixture, Searcher
 from pipeline.query.encoder import Vector
 from pipeline.serve.answers import schema_answer, search_answer, similar_answer, texts_of
 from pipeline.serve.batches import Batches
@@ -44,6 +44,7 @@ class Service:
         self._searches = Searches(threads, waiting)
         self._tower = ThreadPoolExecutor(1, thread_name_prefix="text tower")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="thumbnails")
+        self._follower = ThreadPoolExecutor(1, thread_name_prefix="releases")
         self._texts = Batches(
             Searcher.encode, self._tower, most=TEXTS_AT_ONCE, waiting=_WAITING_KEYS, seen=metrics.text_batch.observe
         )
@@ -85,15 +86,16 @@ class Service:
         return held.release.release, await self._pictures.ask(held, product_id)
 
     def warm(self) -> None:
-        """Load the text tower and the parts of the index that a first search reads."""
+        """Load what first searches would wait for: the text tower, each index, k-means; an image tower may never be."""
         held = self.searcher
-        held.search(held.encode(["warm"])[0], k=1)
+        for mode in held.modes:
+            held.search("warm", mode=mode, diversify=Diversify())
 
     async def follow(self, every_s: float) -> None:
         """Move to new releases as they come; what is being answered stays on its own."""
         while every_s:
             await asyncio.sleep(every_s)
-            await asyncio.get_running_loop().run_in_executor(self._reader, self._refresh)
+            await asyncio.get_running_loop().run_in_executor(self._follower, self._refresh)
 
     def _refresh(self) -> None:
         before, said = self._searcher.release, ""
@@ -104,7 +106,7 @@ class Service:
                 self.metrics.release.set(release.release)
                 if release.model_id != before.model_id:
                     self._tower.submit(self._searcher.held().encode, ["warm"])
-        except (TwotowerError, OSError, RuntimeError, ValueError) as error:  # Lance raises the last three
+        except Exception as error:  # whatever it is, the next look may go well
             said = first_line(error)
             if said != self._said:  # once, and not every few seconds
                 log.warning("release %d stays: %s", before.release, said)
@@ -112,8 +114,8 @@ class Service:
 
     def close(self, within_s: float) -> bool:
         """Take no more searches; whether those that run ended in time."""
-        self._tower.shutdown(wait=False, cancel_futures=True)
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._tower, self._reader, self._follower):
+            pool.shutdown(wait=False, cancel_futures=True)
         return self._searches.close(within_s)
 
     async def _embed(self, held: Searcher, query: object) -> None:
