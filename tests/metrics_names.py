@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as the code names it: a counter or a gauge of Ray's, or a gauge of the status page."""
+    """A metric as the code names it: a counter or a gauge of Ray's, a gauge of the status page, one of jobs.serve."""
 
     kind: str
     labels: frozenset[str] = frozenset()
@@ -43,6 +43,11 @@ CONTRACT = {
     "twotower_last_run_seconds": _ray("status", "run", "status"),
     "twotower_last_run_timestamp_seconds": _ray("status", "run", "status"),
     "twotower_writer_held": _ray("status"),
+    "twotower_serve_requests": _ray("served", "route", "status"),
+    "twotower_serve_seconds": _ray("histogram", "route", "le"),
+    "twotower_serve_text_batch": _ray("histogram", "le"),
+    "twotower_serve_searches": _ray("status"),
+    "twotower_serve_release": _ray("status"),
 }
 """What dashboards rely on. `kind` says how Prometheus sees it: Ray adds `ray_`, and `_total` to a counter."""
 
@@ -78,6 +83,7 @@ def labels_in_code() -> dict[str, frozenset[str]]:
 def exported() -> dict[str, tuple[bool, frozenset[str]]]:
     """Names as Prometheus sees them, each with whether it is a counter, and its labels."""
     ending = {"counter": ("ray_{}_total", True), "gauge": ("ray_{}", False), "status": ("{}", False)}
+    ending |= {"served": ("{}_total", True), "histogram": ("{}_bucket", True)}
     return {
         ending[metric.kind][0].format(name): (ending[metric.kind][1], metric.labels)
         for name, metric in CONTRACT.items()
