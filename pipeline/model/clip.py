@@ -130,7 +130,7 @@ def describe(name: str, folder: Path, kind: Kind, options: ModelOptions, *, chec
     config = _config(folder)
     recipe = _recipe(folder, kind, config.vision_config.image_size, options)
     header = weights.read_header(folder / WEIGHTS)
-    with torch.device("meta"):
+    with weights.without_storage():
         expected = weights.shapes_of(_class(kind)(config), "")
     # Older savings hold the position indices, 0 to n, which transformers makes by itself.
     found = {key: info for key, info in header.items() if not key.endswith("embeddings.position_ids")}

@@ -6,8 +6,6 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from pipeline.errors import MissingExtra, ModelError
 from pipeline.model import weights
 from pipeline.model.config import Section
@@ -144,7 +142,7 @@ def describe_jina(name: str, folder: Path, options: ModelOptions, parts: JinaPar
     Raises:
         ModelError: the weights do not fit, or a file is not the one that `canary.json` records.
     """
-    with torch.device("meta"):
+    with weights.without_storage():
         expected = weights.shapes_of(TextTower(parts.text), weights.TEXT_PREFIX)
         expected |= weights.shapes_of(ImageTower(parts.image), weights.IMAGE_PREFIX)
     expected["logit_scale"] = ()

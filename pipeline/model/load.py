@@ -112,7 +112,7 @@ def _load_jina(
     parts = read_jina(folder, options)
     card = describe_jina(name, folder, options, parts, check_canary=check_canary)
     dtype, path = DTYPES[options.dtype], folder / WEIGHTS
-    with torch.device("meta"):
+    with weights.without_storage():
         text = TextTower(parts.text) if "text" in wanted else None
         image = ImageTower(parts.image) if "image" in wanted else None
     if text is not None:

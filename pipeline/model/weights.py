@@ -12,14 +12,16 @@ import math
 import os
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import ModelError
 from pipeline.model.image_tower import ImageConfig, rope_table
@@ -39,6 +41,21 @@ _ROPE_TOLERANCE = 1e-4
 
 _SETTLED_S = 2.0
 """A file touched within this many seconds may change again under the same mtime, so its digest is not remembered."""
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves normal draws out: for a tensor without storage torch would import its compiler first, which takes 2 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+
+
+@contextmanager
+def without_storage() -> Iterator[None]:
+    """Modules made in here have keys, shapes and dtypes, and no numbers yet: `fill_tower` brings those."""
+    with torch.device("meta"), _NoDraws():
+        yield
 
 
 @dataclass(frozen=True, slots=True)
