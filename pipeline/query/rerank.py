@@ -22,8 +22,9 @@ _GRID = 1e-4
 _ROUNDING = 1e-6
 """What float32 makes of the distance of a vector to itself."""
 
-_STARTS = 3
-"""K-means from so many drawn starts; more cost 2 ms each and change little on so few points."""
+_STARTS = 50
+"""So many starts are drawn for k-means, and the best one is followed: following each, as `n_init` does, costs 2 ms a
+start on 50 points, nearly all of it Python."""
 
 
 METHODS = ("kmeans", "mmr")
@@ -197,9 +198,28 @@ def _cluster(points: Vectors, wanted: int, seed: int) -> npt.NDArray[np.int64]:
 def _k_means(points: Vectors, weights: npt.NDArray[np.int64], clusters: int, seed: int) -> npt.NDArray[np.int64]:
     from sklearn.cluster import KMeans
 
-    model = KMeans(n_clusters=clusters, n_init=_STARTS, random_state=seed)
-    labels: npt.NDArray[np.int64] = model.fit_predict(points.astype(np.float64), sample_weight=weights).astype(np.int64)
+    wide = points.astype(np.float64)
+    model = KMeans(n_clusters=clusters, init=wide[_starts(wide, weights, clusters, seed)], n_init=1)
+    labels: npt.NDArray[np.int64] = model.fit_predict(wide, sample_weight=weights).astype(np.int64)
     return labels
+
+
+def _starts(
+    points: npt.NDArray[np.float64], weights: npt.NDArray[np.int64], clusters: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Which points k-means starts from: the best of many draws by k-means++ (Arthur and Vassilvitskii, SODA 2007)."""
+    rng = np.random.default_rng(seed)
+    squares = np.square(points).sum(axis=1)
+    squared = np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0)  # (n, n) distances
+    nearest = np.ones((_STARTS, len(points)))  # squared, to the points that a start has so far
+    chosen = np.empty((_STARTS, clusters), np.int64)
+    for turn in range(clusters):
+        shares = np.cumsum(nearest * weights, axis=1)
+        drawn = (shares <= rng.random((_STARTS, 1)) * shares[:, -1:]).sum(axis=1)
+        chosen[:, turn] = np.minimum(drawn, len(points) - 1)
+        nearest = np.minimum(nearest if turn else np.inf, squared[chosen[:, turn]])
+    best: npt.NDArray[np.int64] = chosen[np.argmin((nearest * weights).sum(axis=1))]
+    return best
 
 
 def _fill(points: Vectors, labels: npt.NDArray[np.int64], wanted: int) -> npt.NDArray[np.int64]:
