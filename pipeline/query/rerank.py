@@ -145,7 +145,7 @@ def _mmr(points: Vectors, scores: npt.NDArray[np.float64], trade_off: float) -> 
     """
     units = _units(points)
     relevance = _stretched(scores)
-    similarity = _stretched(units @ units.T)
+    similarity = _stretched(_products(units))
     nearest = np.zeros(len(points))
     order: list[int] = []
     for _ in points:
@@ -154,6 +154,12 @@ def _mmr(points: Vectors, scores: npt.NDArray[np.float64], trade_off: float) -> 
         order.append(int(np.argmax(marginal)))
         nearest = np.maximum(nearest, similarity[order[-1]])
     return order
+
+
+def _products(points: Vectors) -> npt.NDArray[np.float64]:
+    """Inner products (n, n), without BLAS: its threads wait for each other on busy cores, 30 ms in place of 0.2."""
+    products: npt.NDArray[np.float64] = np.einsum("id,jd->ij", points, points).astype(np.float64)
+    return products
 
 
 def _units(vectors: Vectors) -> Vectors:
@@ -209,8 +215,9 @@ def _starts(
 ) -> npt.NDArray[np.int64]:
     """Which points k-means starts from: the best of many draws by k-means++ (Arthur and Vassilvitskii, SODA 2007)."""
     rng = np.random.default_rng(seed)
-    squares = np.square(points).sum(axis=1)
-    squared = np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0)  # (n, n) distances
+    products = _products(points.astype(np.float32))
+    squares = np.diag(products)
+    squared = np.maximum(squares[:, None] + squares - 2 * products, 0)  # (n, n) distances
     nearest = np.ones((_STARTS, len(points)))  # squared, to the points that a start has so far
     chosen = np.empty((_STARTS, clusters), np.int64)
     for turn in range(clusters):
@@ -244,7 +251,9 @@ def _workers() -> ThreadPoolExecutor:
 
 
 def _limit_threads() -> None:
-    import sklearn.cluster  # noqa: F401  # loads the OpenMP library that is limited
+    import sklearn
+    import sklearn.cluster  # loads the OpenMP library that is limited
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(limits=1, user_api="openmp")
+    sklearn.set_config(assume_finite=True, skip_parameter_validation=True)  # of this thread; what comes here is checked
