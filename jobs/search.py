@@ -139,8 +139,8 @@ def parse_conditions(texts: Sequence[str], searcher: Searcher) -> dict[str, Any]
 def _read(column: str, operator: str, value: str, schema: pa.Schema) -> dict[str, Any]:
     """The condition with its value as a text, a number or a boolean: the first that the column takes."""
     refused = QueryError(f"{value!r} cannot be read.")
-    for read in (str, _number, _boolean):
-        condition = {column: {operator: read(value)}}
+    for one in dict.fromkeys((value, _number(value), _boolean(value))):  # once, where it reads as a text alone
+        condition = {column: {operator: one}}
         try:
             parse_where(condition, schema)
         except QueryError as error:

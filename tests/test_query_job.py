@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hostile_strings import HOSTILE
 from model_folder import write_folder
 from query_tables import facts, jpeg, make_db, release
 
-from jobs.search import main, table
+from jobs.search import main, parse_conditions, table
+from pipeline.errors import QueryError
 from pipeline.model import load_model
+from pipeline.query import Searcher
 from pipeline.records import Hit
 
 TITLES = ["red dress", "blue coat \x1b[31m\x07", "wool shirt", "red coat", "blue dress", "wool dress"]
@@ -124,6 +128,10 @@ def test_an_image_in_place_of_words(db, capsys, tmp_path):
         (["listed<2026-01-03"], {1}),
         (["Shop name=shop 2"], {2}),
         (["title=' OR '1'='1"], set()),
+        (["tags~silk"], {2}),
+        (["tags~silk", "title=wool shirt"], {2}),
+        (["tags~' OR '1'='1"], set()),
+        (["sizes~36", "sizes~37"], {2, 3}),
     ],
 )
 def test_conditions(db, capsys, conditions, expected):
@@ -131,6 +139,34 @@ def test_conditions(db, capsys, conditions, expected):
     code, out, err = run(capsys, "red", "--db", db, "--json", *options)
     assert (code, err) == (0, "")
     assert {int(hit["product_id"][1:]) for hit in json.loads(out)} == expected
+
+
+def test_no_condition_is_read_as_anything_else(db):
+    searcher = Searcher.open(db)
+    for text in HOSTILE:
+        for column, sign, operator in (
+            ("title", "=", "eq"),
+            ("title", "!=", "ne"),
+            ("title", "~", "contains"),
+            ("tags", "~", "contains"),
+        ):
+            assert parse_conditions([f"{column}{sign}{text}"], searcher) == {
+                "and": [{column: {operator: text.strip()}}]
+            }
+        for column in (text, f"title {text}"):
+            if re.split("[=!<>~]", column)[0].strip() != "title":
+                with pytest.raises(QueryError):
+                    parse_conditions([f"{column} =1"], searcher)
+
+
+@pytest.mark.parametrize("text", ["x' OR '1'='1", "\\' OR 1=1 --", "x\nx", "%", "\u202e'", "_rowid >= 0", "'" * 5001])
+def test_hostile_values_find_what_is_called_so(db, capsys, text):
+    for condition in (f"title={text}", f"title~{text}", f"tags~{text}"):
+        code, out, err = run(capsys, "red", "--db", db, "--json", "--where", condition, "--where", "price>0")
+        assert (code, err) == (0, "")
+        assert [hit["product_id"] for hit in json.loads(out)] == (
+            ["p00004"] if condition == "tags~x' OR '1'='1" else []
+        )
 
 
 @pytest.mark.parametrize(
@@ -145,6 +181,10 @@ def test_conditions(db, capsys, conditions, expected):
         (["red", "--where", "price"], "no condition"),
         (["red", "--where", "price<cheap"], "finite number"),
         (["red", "--where", "colour=red"], "No column 'colour'"),
+        (["red", "--where", "sizes~x"], "finite number"),
+        (["red", "--where", "sizes~3000000000"], "list of int32, which cannot hold 3000000000"),
+        (["red", "--where", "tags=silk"], "only `contains` and `is_null`"),
+        (["red", "--where", "colour\x1b]0;x\x07=red"], "No column 'colour\\x1b]0;x\\x07'"),
         (["red", "--diversify", "--clusters", "0"], "clusters is a whole number"),
         (["red", "--sheet", "x.gif"], "html"),
     ],

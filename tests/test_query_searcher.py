@@ -135,6 +135,21 @@ def test_a_common_filter_fills_k(indexed):
     assert Searcher.open(indexed).search(np.ones(DIM), where={"title": "none such"}, diversify=Diversify()) == []
 
 
+def test_a_filter_on_a_list_is_one_like_others(indexed, worded):
+    searcher = Searcher.open(indexed)
+    where = {"tags": {"contains": "it's 100% silk_"}, "stock": {"between": [20, 200]}, "listed": {"ge": "2026-01-09"}}
+    rare = searcher.search(np.ones(DIM), k=100, where=where)
+    assert len(rare) == sum(1 for i in range(30, 211) if i % 3 and i % 5 == 2 and i % 4 and i % 9)
+    assert ids(rare) == ids(searcher.search(np.ones(DIM), k=100, where=where, exact=True))
+    common = searcher.search(np.ones(DIM), k=50, where={"not": {"tags": {"contains": "a"}}}, columns=["tags"])
+    assert len(common) == 50
+    assert all("a" not in hit.fields["tags"] for hit in common)
+    assert searcher.explain(np.ones(DIM), where=where).passing == len(rare)
+    by_words = Searcher.open(worded).search("red coat", mode="hybrid", k=50, where={"tags": {"contains": "silk"}})
+    assert by_words
+    assert all("silk" in hit.fields["tags"] for hit in by_words)
+
+
 def test_the_index_finds_what_exact_search_finds(indexed):
     searcher = Searcher.open(indexed)
     for mode in MODES:
