@@ -70,7 +70,10 @@ def test_all_modes_diversified_with_a_sheet(db, capsys, tmp_path):
     assert {hit["cluster"] for hit in lists["avg"]} == {None}
     assert {hit["cluster"] for hit in lists["diversified"]} <= {None, *range(5)}
     assert {hit["cluster"] for hit in lists["diversified"]} != {None}
-    assert sheet.read_text().count("<figure>") == sum(map(len, lists.values()))
+    text = sheet.read_text()
+    assert text.count("<figure>") == sum(map(len, lists.values()))
+    assert text.count("mean distance of two images") == 4
+    assert text.count("50 candidates, 5 clusters · rank correlation with the original order") == 1
     code, out, _ = run(capsys, "red", "--db", db, "--mode", "all", "--sheet", tmp_path / "sheet.png")
     assert out.count("query to") == 3
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")

@@ -395,6 +395,23 @@ def test_what_looks_the_same_is_shown_once(indexed, diversify):
         assert [product_id for page in pages for product_id in ids(page)] == ids(hits)
 
 
+def test_hits_tell_which_look_like_a_better_one(indexed):
+    searcher, query = Searcher.open(indexed), np.random.default_rng(4).normal(size=DIM)
+    images = vectors_of(indexed, "image_vector")
+    for options in ({}, {"diversify": Diversify(60, 3)}):
+        hits = searcher.search(query, k=40, mode="image", columns=[], exact=True, **options)
+        expected = {}
+        for i, hit in enumerate(hits):
+            near = [one for one in hits[:i] if images[one.product_id] @ images[hit.product_id] >= 1 - 1e-4]
+            expected |= {hit.product_id: near[0]} if near else {}
+        assert hits.near_duplicates(1e-4) == expected != {}
+        assert len(hits.near_duplicates(2)) == 39
+    assert searcher.search(query, k=1).near_duplicates() == {}
+    for within in (-1, 3, float("nan"), True, "0.1"):
+        with pytest.raises(QueryError, match="cosine distance from 0 to 2"):
+            hits.near_duplicates(within)
+
+
 def test_few_products_that_all_look_the_same(tmp_path):
     same = unit(np.ones((30, DIM)))
     db = make_db(tmp_path, text=unit(np.random.default_rng(1).normal(size=(30, DIM))), image=same)

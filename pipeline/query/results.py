@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pipeline.errors import QueryError
 from pipeline.records import Hit
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.query.encoder import Vector
+
+
+SAME_PICTURE = 0.02
+"""Cosine distance up to which two images are taken for the same picture."""
 
 
 class Hits(list[Hit]):
@@ -42,7 +48,7 @@ class Hits(list[Hit]):
         """
         import numpy as np
 
-        vectors = [vector for vector in self._vectors() if vector is not None]
+        vectors = [vector for vector in self._images if vector is not None]
         if len(vectors) < 2:
             return None
         points: np.ndarray = np.stack(vectors).astype(np.float64)
@@ -50,6 +56,32 @@ class Hits(list[Hit]):
         n = len(points)
         total = float(np.square(points.sum(axis=0)).sum())  # all pairs, each twice, and each with itself
         return max(0.0, 1.0 - (total - n) / (n * (n - 1)))
+
+    def near_duplicates(self, within: float = SAME_PICTURE) -> dict[str, Hit]:
+        """Which hits look like a better one of this result, and which one: the best that they look like.
+
+        Of a result that was not reordered the image vectors are read when this is asked for the first time.
+
+        Args:
+            within: cosine distance, 0 to 2, up to which two images are the same.
+
+        Returns:
+            By product_id of the worse hit, the better one, which is in no such pair itself.
+
+        Raises:
+            QueryError: `within` is no such distance.
+        """
+        is_number = isinstance(within, int | float) and not isinstance(within, bool)
+        if not is_number or not math.isfinite(within) or not 0 <= within <= 2:
+            raise QueryError(f"near_duplicates takes a cosine distance from 0 to 2, not {within!r}.")
+        from pipeline.query.rerank import distinct
+
+        _, left_out = distinct(self._images, within)
+        return {self[other].product_id: self[place] for place, others in left_out.items() for other in others}
+
+    @cached_property
+    def _images(self) -> Sequence[Vector | None]:
+        return self._vectors()
 
     @cached_property
     def rank_correlation(self) -> float | None:
