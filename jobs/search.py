@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.cli import JobParser, fail
+from jobs.cli import JobParser, fail, start_log
 from pipeline.errors import QueryError, TwotowerError
 from pipeline.query import Diversify, Mixture, Searcher
 from pipeline.query.contact_sheet import Section, contact_sheet
@@ -39,6 +39,7 @@ _LABELS["diversified"] = "query to description, different pictures first"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     arguments = _parser().parse_args(argv)
+    start_log("warning")
     try:
         return _run(arguments)
     except TwotowerError as error:
@@ -91,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 print(searcher.explain(query, mode=mode, diversify=diversified, **options))
             print(flush=True)
     if arguments.sheet and (arguments.open or not arguments.json):
-        print(f"contact sheet: {arguments.sheet}", file=sys.stderr if arguments.json else sys.stdout)
+        print(f"contact sheet: {visible(arguments.sheet)}", file=sys.stderr if arguments.json else sys.stdout)
     if arguments.open and _has_screen():
         webbrowser.open(arguments.sheet.absolute().as_uri())
     return 0

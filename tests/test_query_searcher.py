@@ -3,11 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import lance
 import lancedb
 import numpy as np
 import pytest
+import torch
 from lancedb.query import MultiMatchQuery
 from model_folder import write_folder
 from PIL import Image
@@ -233,6 +235,13 @@ def test_thumbnails_are_the_first_images(db):
         ({"text": "red"}, {}, "A query is"),
         ("", {}, "text is empty"),
         (" \n", {}, "text is empty"),
+        ("\ud800", {}, "half of a surrogate pair"),
+        (Path("a\0b"), {}, "cannot be read: embedded null byte"),
+        (torch.ones(DIM, requires_grad=True), {}, "cannot be read as an array"),
+        (np.ones(DIM), {"k": 10**5000}, "k is a whole number|offset \\+ k is a int"),
+        (np.ones(DIM), {"offset": -(10**5000)}, "not a int"),
+        (np.ones(DIM), {"mode": "\x1b[31m" * 100}, r"No mode '\\x1b\[31m"),
+        (np.ones(DIM), {"collapse_duplicates": float("nan")}, "cosine distance"),
         ("x" * 20_001, {}, "20001 characters"),
         (b"", {}, "image is empty"),
         (bytes(50_000_001), {}, "50000001 bytes"),
@@ -265,8 +274,13 @@ def test_what_cannot_be_opened_is_refused(tmp_path, db):
     with pytest.raises(QueryError, match="Nothing is released"):
         Searcher.open(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
-    with pytest.raises(QueryError, match="no release 9"):
-        Searcher.open(db, release=9)
+    for number in (9, 0, -1, 10**30):
+        with pytest.raises(QueryError, match=f"no release {number};"):
+            Searcher.open(db, release=number)
+    for number in ("1", 1.0, True):
+        with pytest.raises(QueryError, match="A release is a whole number"):
+            Searcher.open(db, release=number)
+    assert Searcher.open(db).thumbnails(["\ud800", 3, "p'"]) == {}
 
 
 def test_missing_images_of_the_query_are_named(db, tmp_path):
@@ -332,7 +346,11 @@ def test_a_table_without_products_has_no_hits(tmp_path):
     db = make_db(tmp_path, text=empty, image=empty, columns={name: [] for name in facts(0)})
     release(db, index=build_indices(db))
     searcher = Searcher.open(db)
-    assert searcher.search(np.ones(DIM), diversify=Diversify()) == []
+    for mode in MODES:
+        hits = searcher.search(np.ones(DIM), mode=mode, diversify=Diversify(), collapse_duplicates=0.1)
+        assert (hits, hits.diversity, hits.near_duplicates()) == ([], None, {})
+    assert searcher.search(np.ones(DIM), where={"tags": {"contains": "a"}, "stock": {"ge": 0}}, exact=True) == []
+    assert "every vector" in str(searcher.explain(np.ones(DIM)))
     assert searcher.thumbnails(["p"]) == {}
 
 

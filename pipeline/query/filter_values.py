@@ -99,7 +99,7 @@ def _family(type_: pa.DataType) -> str:
 def _convert(type_: pa.DataType, value: object) -> object:
     family = _family(type_)
     if family == "text":
-        return value if isinstance(value, str) and _encodable(value) and len(value) <= MAX_CHARACTERS else None
+        return value if is_storable(value) and len(str(value)) <= MAX_CHARACTERS else None
     if family == "bool":
         return value if isinstance(value, bool) else None
     if family in ("integer", "float", "decimal"):
@@ -109,8 +109,9 @@ def _convert(type_: pa.DataType, value: object) -> object:
     return None
 
 
-def _encodable(value: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+def is_storable(value: object) -> bool:
+    """Whether it is a text that a table can hold: without halves of surrogate pairs."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _number(type_: pa.DataType, family: str, value: object) -> object:
