@@ -10,7 +10,7 @@ import pytest
 from small_catalog import Item, items, jpeg, write_products
 
 from jobs.backfill import main as backfill
-from jobs.rejects import main
+from jobs.rejects import describe_rows, main
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
