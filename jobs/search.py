@@ -214,7 +214,7 @@ def _write_sheet(
     path: Path,
 ) -> None:
     sections = [
-        Section(_LABELS[mode], hits, _note(mode, hits, diversify), hits.near_duplicates(alike))
+        Section(_LABELS[mode], hits, _note(mode, hits, diversify), hits.look_alikes(alike))
         for mode, hits in results.items()
     ]
     thumbnails = searcher.thumbnails(hit.product_id for hits in results.values() for hit in hits)

@@ -79,9 +79,7 @@ def test_the_page_shows_hits_and_needs_nothing_else(tmp_path):
 
 def test_what_looks_the_same_is_marked_and_what_was_left_out_named():
     shown = [replace(hit, duplicates=("p7", "<b>8") if hit.rank == 2 else ()) for hit in hits(["a", "b", "c", "d"])]
-    text = page(
-        [Section("one", shown, "n", {"p2": shown[0], "p3": shown[1]}), Section("two", shown)], query="q", thumbnails={}
-    )
+    text = page([Section("one", shown, "n", {2: 0, 3: 1}), Section("two", shown)], query="q", thumbnails={})
     tiles = re.findall("<li id=.*?</figure></li>", text)
     assert len(tiles) == 8
     marks = [re.findall('<a class="same" href="(.*?)">(.*?)</a>', tile) for tile in tiles]
@@ -96,9 +94,7 @@ def test_the_page_can_be_used_without_seeing_it_and_without_a_mouse():
     thumbnails = {f"p{i}": jpeg((9, 9, 9)) for i in range(2)}
     better = hits(["red dress", long, "x"])
     tags = parsed(
-        page(
-            [Section("one", better, "a note", {"p1": better[0]}), Section("two", [])], query="q", thumbnails=thumbnails
-        )
+        page([Section("one", better, "a note", {1: 0}), Section("two", [])], query="q", thumbnails=thumbnails)
     )
     ids = [value for name, value in tags.attributes if name == "id"]
     assert len(ids) == len(set(ids))
@@ -147,7 +143,7 @@ def test_the_picture_has_a_tile_for_every_hit(tmp_path):
     titles = ["red dress", None, "word" * 80, "many words " * 40, "", "HeatTec® żółć 赤いドレス", *NASTY]
     thumbnails = {"p0": jpeg((200, 0, 0), (30, 120)), "p1": jpeg((0, 0, 200), (220, 20)), "p2": b"broken"}
     shown = [replace(hit, duplicates=("p98", "p99")) for hit in hits(titles, cluster=1)]
-    sections = [Section("diversified", shown, "note " * 90, {"p1": shown[0]}), Section("empty", [])]
+    sections = [Section("diversified", shown, "note " * 90, {1: 0}), Section("empty", [])]
     path = contact_sheet(sections, tmp_path / "s.png", query="q " * 400, thumbnails=thumbnails, note="release 1")
     image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
     assert image.width == 2 * 32 + 10 * 196 + 9 * 14

@@ -348,7 +348,7 @@ def test_a_table_without_products_has_no_hits(tmp_path):
     searcher = Searcher.open(db)
     for mode in MODES:
         hits = searcher.search(np.ones(DIM), mode=mode, diversify=Diversify(), collapse_duplicates=0.1)
-        assert (hits, hits.diversity, hits.near_duplicates()) == ([], None, {})
+        assert (hits, hits.diversity, hits.look_alikes()) == ([], None, {})
     assert searcher.search(np.ones(DIM), where={"tags": {"contains": "a"}, "stock": {"ge": 0}}, exact=True) == []
     assert "every vector" in str(searcher.explain(np.ones(DIM)))
     assert searcher.thumbnails(["p"]) == {}
@@ -420,14 +420,14 @@ def test_hits_tell_which_look_like_a_better_one(indexed):
         hits = searcher.search(query, k=40, mode="image", columns=[], exact=True, **options)
         expected = {}
         for i, hit in enumerate(hits):
-            near = [one for one in hits[:i] if images[one.product_id] @ images[hit.product_id] >= 1 - 1e-4]
-            expected |= {hit.product_id: near[0]} if near else {}
-        assert hits.near_duplicates(1e-4) == expected != {}
-        assert len(hits.near_duplicates(2)) == 39
-    assert searcher.search(query, k=1).near_duplicates() == {}
+            near = [j for j in range(i) if images[hits[j].product_id] @ images[hit.product_id] >= 1 - 1e-4]
+            expected |= {i: near[0]} if near else {}
+        assert hits.look_alikes(1e-4) == expected != {}
+        assert len(hits.look_alikes(2)) == 39
+    assert searcher.search(query, k=1).look_alikes() == {}
     for within in (-1, 3, float("nan"), True, "0.1"):
         with pytest.raises(QueryError, match="cosine distance from 0 to 2"):
-            hits.near_duplicates(within)
+            hits.look_alikes(within)
 
 
 def test_few_products_that_all_look_the_same(tmp_path):

@@ -41,7 +41,10 @@ def page(sections: Sequence[Section], *, query: str, thumbnails: Mapping[str, by
 
 def _section(section: Section, number: int, thumbnails: Mapping[str, bytes]) -> str:
     name = f"s{number}"
-    tiles = "\n".join(_tile(hit, section, name, thumbnails.get(hit.product_id)) for hit in section.hits)
+    tiles = "\n".join(
+        _tile(hit, section.better(place), name, thumbnails.get(hit.product_id))
+        for place, hit in enumerate(section.hits)
+    )
     note = f'<p id="{name}-note">{_text(section.note)}</p>\n' if section.note else ""
     described = f' aria-describedby="{name}-note"' if section.note else ""
     # A list without bullets is none to some screen readers, unless it says its role.
@@ -52,8 +55,8 @@ def _section(section: Section, number: int, thumbnails: Mapping[str, bytes]) -> 
     )
 
 
-def _tile(hit: Hit, section: Section, name: str, thumbnail: bytes | None) -> str:
-    shown = caption(hit, section.alike)
+def _tile(hit: Hit, better: Hit | None, name: str, thumbnail: bytes | None) -> str:
+    shown = caption(hit, better)
     title, product = html.escape(shown.title), _text(hit.product_id)
     image = '<div class="none">no image</div>'
     if thumbnail:
@@ -62,8 +65,8 @@ def _tile(hit: Hit, section: Section, name: str, thumbnail: bytes | None) -> str
     badge = same = left_out = ""
     if hit.cluster is not None:
         badge = f'<span class="badge c{hit.cluster % _COLOURS}">{shown.cluster}</span>'
-    if shown.same:
-        same = f'<a class="same" href="#{name}-{section.alike[hit.product_id].rank}">{shown.same}</a>'
+    if better is not None:
+        same = f'<a class="same" href="#{name}-{better.rank}">{shown.same}</a>'
     if shown.left_out:
         ids = "".join(f"<li>{_text(product_id)}</li>" for product_id in hit.duplicates)
         left_out = f'<details><summary>{shown.left_out}</summary><ul role="list">{ids}</ul></details>'

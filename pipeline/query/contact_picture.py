@@ -61,7 +61,7 @@ def picture(sections: Sequence[Section], *, query: str, thumbnails: Mapping[str,
         for number, hit in enumerate(hits):
             row, column = divmod(number, columns)
             at = (MARGIN_PX + column * (TILE_PX + GAP_PX), top + LABEL_PX + row * step)
-            _tile(sheet, draw, at, hit, caption(hit, section.alike), thumbnails.get(hit.product_id))
+            _tile(sheet, draw, at, hit, caption(hit, section.better(number)), thumbnails.get(hit.product_id))
         if not hits:
             draw.text((MARGIN_PX, top + LABEL_PX), "Nothing was found.", _SOFT, _font(16))
         top += height

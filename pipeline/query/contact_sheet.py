@@ -23,13 +23,17 @@ class Section:
         label: what the list is, such as `query to description`.
         hits: best first; shown with `title`, `broad_category` and `fine_category` where their fields have them.
         note: a short remark under the label, such as what the scores are.
-        alike: by product_id the better hit of the list that it looks like, as `Hits.near_duplicates` gives them.
+        alike: hits that look like a better one of the list, place to place, as `Hits.look_alikes` gives them.
     """
 
     label: str
     hits: Sequence[Hit]
     note: str = ""
-    alike: Mapping[str, Hit] = field(default_factory=dict)
+    alike: Mapping[int, int] = field(default_factory=dict)
+
+    def better(self, place: int) -> Hit | None:
+        """The hit that the one at this place looks like, if there is one."""
+        return self.hits[self.alike[place]] if place in self.alike else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +102,10 @@ def contact_sheet(
     return path
 
 
-def caption(hit: Hit, alike: Mapping[str, Hit] | None = None) -> Caption:
-    """What stands at a hit's picture."""
+def caption(hit: Hit, better: Hit | None = None) -> Caption:
+    """What stands at a hit's picture; `better` is the hit that it looks like."""
     title = html.unescape(str(hit.fields.get("title") or hit.fields.get("description") or hit.product_id))
     parts = dict.fromkeys(hit.fields.get(name) for name in ("broad_category", "fine_category"))
-    better = (alike or {}).get(hit.product_id)
     digits = 3 if abs(hit.score) >= LEAST_THREE_DIGITS else 4
     return Caption(
         title=visible(title),

@@ -41,7 +41,7 @@ def converted_value(name: str, type_: pa.DataType, value: object) -> object:
         raise QueryError(f"Null does not compare with {name!r}; use {{{name!r}: {{'is_null': True}}}}.")
     converted = _convert(type_, value)
     if converted is None:
-        wanted = _WANTED.get(_family(type_))
+        wanted = _WANTED.get(family_of(type_))
         if wanted is None:
             some = "only `contains` and `is_null`" if holds_values(type_) else "only `is_null`"
             raise QueryError(f"{name!r} is {type_}: {some} can filter by it.")
@@ -83,7 +83,8 @@ def is_text(type_: pa.DataType) -> bool:
     return bool(pt.is_string(value_type) or pt.is_large_string(value_type))
 
 
-def _family(type_: pa.DataType) -> str:
+def family_of(type_: pa.DataType) -> str:
+    """What a column compares with: text, bool, integer, float, decimal, date, timestamp; empty: with nothing."""
     tests = {
         "text": is_text,
         "bool": pt.is_boolean,
@@ -97,7 +98,7 @@ def _family(type_: pa.DataType) -> str:
 
 
 def _convert(type_: pa.DataType, value: object) -> object:
-    family = _family(type_)
+    family = family_of(type_)
     if family == "text":
         return value if is_storable(value) and len(str(value)) <= MAX_CHARACTERS else None
     if family == "bool":

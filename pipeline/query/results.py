@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -57,27 +56,27 @@ class Hits(list[Hit]):
         total = float(np.square(points.sum(axis=0)).sum())  # all pairs, each twice, and each with itself
         return max(0.0, 1.0 - (total - n) / (n * (n - 1)))
 
-    def near_duplicates(self, within: float = SAME_PICTURE) -> dict[str, Hit]:
-        """Which hits look like a better one of this result, and which one: the best that they look like.
+    def look_alikes(self, within: float = SAME_PICTURE) -> dict[int, int]:
+        """Hits of this page that look like a better one of it: place to place, from 0.
 
         Of a result that was not reordered the image vectors are read when this is asked for the first time.
 
         Args:
-            within: cosine distance, 0 to 2, up to which two images are the same.
+            within: cosine distance, 0 to 2, up to which two images look the same.
 
         Returns:
-            By product_id of the worse hit, the better one, which is in no such pair itself.
+            By place of each worse hit the place of the best one that it looks like, which is in no such pair itself.
 
         Raises:
             QueryError: `within` is no such distance.
         """
         is_number = isinstance(within, int | float) and not isinstance(within, bool)
-        if not is_number or not math.isfinite(within) or not 0 <= within <= 2:
-            raise QueryError(f"near_duplicates takes a cosine distance from 0 to 2, not {within!r}.")
+        if not is_number or not 0 <= within <= 2:
+            raise QueryError(f"look_alikes takes a cosine distance from 0 to 2, not {within!r}.")
         from pipeline.query.rerank import distinct
 
         _, left_out = distinct(self._images, within)
-        return {self[other].product_id: self[place] for place, others in left_out.items() for other in others}
+        return {place: kept for kept, places in left_out.items() for place in places}
 
     @cached_property
     def _images(self) -> Sequence[Vector | None]:
