@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import JobParser, add_log_level, number, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, number, positive, run_job, start_log, tell
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def show_plan(config: Config, arguments: argparse.Namespace, **order: Any) -> Ma
     job = "reindex" if order.get("is_truth") else "backfill"
     told = preview(config, Order(job, is_shown=True, **order), price_per_gpu_hour=arguments.price_per_gpu_hour)
     if not arguments.json:
-        print(describe(told))
+        tell(describe(told))
     return told
 
 
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         result = backfill(config, limit=arguments.limit, fresh=arguments.fresh)
         if not arguments.json:
-            print(summary(result))
+            tell(summary(result))
         return result
 
     return run_job(job, as_json=arguments.json)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import add_log_level, run_job, start_log
+from jobs.cli import add_log_level, run_job, start_log, tell
 from pipeline.model import load_model
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _print(report: Mapping[str, Any]) -> None:
         "sanity": "holds" if sane["holds"] else "does NOT hold: these weights do not know general words",
     }
     for name, text in lines.items():
-        print(f"{name:<12} {text}")
+        tell(f"{name:<12} {text}")
     for text, cosine in (*sane["like"].items(), *sane["unlike"].items()):
         print(f"  {cosine:+.4f}  {QUERY!r} to {text!r}")
     print(f"loaded in {report['load_s']:.2f} s on {report['device']}")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from pipeline.errors import ConfigError, MissingExtra, RunError, RunInterrupted, TwotowerError, first_line
+from pipeline.shown import visible
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -67,6 +68,13 @@ class _StandardError(logging.StreamHandler[Any]):
         return sys.stderr
 
 
+class _Visible(logging.Formatter):
+    """Lines in which titles, paths and what others said cannot steer the terminal, nor begin a line of their own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's own name
+        return visible(super().formatMessage(record))
+
+
 def start_log(level: str) -> None:
     """Send the project's own log to standard error; other libraries speak from warnings up, Lance from errors.
 
@@ -74,7 +82,7 @@ def start_log(level: str) -> None:
     """
     os.environ.setdefault("LANCE_LOG", "error")
     handler = _StandardError()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_Visible("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     for name in ("pipeline", "jobs"):
         log = logging.getLogger(name)
         log.handlers[:] = [handler]
@@ -132,9 +140,14 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def tell(text: str) -> None:
+    """Print lines for people; what a catalog, a path or another program put into them cannot steer the terminal."""
+    print("\n".join(visible(line) for line in text.split("\n")), flush=True)
+
+
 def fail(error: TwotowerError, *, as_json: bool) -> int:
     """Tell an error, and give its exit code."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {visible(error)}", file=sys.stderr, flush=True)
     if as_json:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
     return error.exit_code

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.backfill import add_plan_arguments, add_run_arguments, run_config, show_plan, summary
-from jobs.cli import JobParser, run_job, start_log
+from jobs.cli import JobParser, run_job, start_log, tell
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         result = reindex(config, verify_content=arguments.verify_content, confirm_deletes=arguments.confirm_deletes)
         if not arguments.json:
-            print(summary(result))
+            tell(summary(result))
         return result
 
     return run_job(job, as_json=arguments.json)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.backfill import add_run_arguments, summary
-from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, positive, run_job, start_log, tell
+from pipeline.shown import visible
 
 _COLUMNS = ("product_id", "input", "reason", "detail", "partition", "row", "sha256", "run_id", "attempts")
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.action == "show":
             result["rejects"] = rows[: arguments.last]
         if not arguments.json:
-            print(describe_rows(result) if arguments.action == "show" else describe_counts(result))
+            tell(describe_rows(result) if arguments.action == "show" else describe_counts(result))
         return result
 
     return run_job(job, as_json=arguments.json)
@@ -122,7 +123,7 @@ def replay(arguments: argparse.Namespace) -> Mapping[str, Any]:
 
     result = backfill(config, replay=True)
     if not arguments.json:
-        print(summary(result))
+        tell(summary(result))
     return result
 
 
@@ -130,7 +131,7 @@ def describe_counts(result: Mapping[str, Any]) -> str:
     """The counts as lines."""
     lines = [f"{result['total']:,} rejects in release {result['release']} of {result['db']}"]
     for title in ("reasons", "partitions"):
-        lines += ["", title, *(f"  {count:>9,}  {name}" for name, count in result[title].items())]
+        lines += ["", title, *(f"  {count:>9,}  {visible(name)}" for name, count in result[title].items())]
     return "\n".join(lines) if result["total"] else lines[0]
 
 
@@ -138,8 +139,11 @@ def describe_rows(result: Mapping[str, Any]) -> str:
     """The rejects one by one: the product and input, the reason and its sentence, the place."""
     lines = []
     for row in result["rejects"]:
-        lines.append(f"{row['product_id'] or '(no id)'}  {row['input']}  {row['reason']}: {row['detail']}")
-        lines.append(f"    row {row['row']} of {row['partition']}, run {row['run_id']}, attempt {row['attempts']}")
+        product, detail = visible(row["product_id"] or "(no id)"), visible(row["detail"])  # on this line alone
+        lines.append(f"{product}  {row['input']}  {row['reason']}: {detail}")
+        lines.append(
+            f"    row {row['row']} of {visible(row['partition'])}, run {row['run_id']}, attempt {row['attempts']}"
+        )
     if result["total"] > len(result["rejects"]):
         lines.append(f"... and {result['total'] - len(result['rejects']):,} more; see --last, --reason and --product")
     return "\n".join(lines) or f"nothing of that kind is rejected in release {result['release']}"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import JobParser, add_log_level, number, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, number, positive, run_job, start_log, tell
 
 if TYPE_CHECKING:
     from pipeline.store.releases import Release
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         result, lines = _ACTIONS[arguments.action](open_database(arguments.db), arguments)
         if not arguments.json:
-            print("\n".join(lines))
+            tell("\n".join(lines))
         return result
 
     return run_job(job, as_json=arguments.json)

@@ -16,13 +16,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.cli import JobParser, fail
+from jobs.cli import JobParser, fail, start_log
 from pipeline.errors import QueryError, TwotowerError
 from pipeline.query import Diversify, Mixture, Searcher
 from pipeline.query.contact_sheet import Section, contact_sheet
 from pipeline.query.filters import parse_where
 from pipeline.query.request import MODES, VECTOR_MODES
 from pipeline.query.rerank import METHODS
+from pipeline.query.results import SAME_PICTURE, Hits
 from pipeline.records import Hit
 from pipeline.shown import visible
 
@@ -30,6 +31,7 @@ _CONDITION = re.compile(r"\s*(?P<column>[^=!<>~]+?)\s*(?P<operator>!=|<=|>=|=|<|
 _OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "~": "contains"}
 _WIDEST = 60
 _LABELS = {"text": "query to description", "image": "query to image", "avg": "query to average"}
+_SCORES = {"vector": "score: cosine, 1 is the same direction", "hybrid": "score: sum of reciprocal ranks"}
 _LABELS["hybrid"] = "query to average and to words"
 _LABELS["diversified"] = "query to description, different pictures first"
 
@@ -37,6 +39,7 @@ _LABELS["diversified"] = "query to description, different pictures first"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     arguments = _parser().parse_args(argv)
+    start_log("warning")
     try:
         return _run(arguments)
     except TwotowerError as error:
@@ -71,7 +74,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if is_all and diversify:  # the article's layout: three modes as they are, and the text mode diversified
         results["diversified"] = searcher.search(query, mode="text", diversify=diversify, **options)
     if arguments.sheet:
-        _write_sheet(searcher, _shown(arguments), results, diversify, arguments.sheet)
+        within = SAME_PICTURE if arguments.collapse_duplicates is None else arguments.collapse_duplicates
+        _write_sheet(searcher, _shown(arguments), results, diversify, within, arguments.sheet)
     if arguments.json:
         lists = {mode: [_as_json(hit) for hit in hits] for mode, hits in results.items()}
         print(json.dumps(lists if is_all else lists[arguments.mode], default=str), flush=True)
@@ -88,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 print(searcher.explain(query, mode=mode, diversify=diversified, **options))
             print(flush=True)
     if arguments.sheet and (arguments.open or not arguments.json):
-        print(f"contact sheet: {arguments.sheet}", file=sys.stderr if arguments.json else sys.stdout)
+        print(f"contact sheet: {visible(arguments.sheet)}", file=sys.stderr if arguments.json else sys.stdout)
     if arguments.open and _has_screen():
         webbrowser.open(arguments.sheet.absolute().as_uri())
     return 0
@@ -139,8 +143,8 @@ def parse_conditions(texts: Sequence[str], searcher: Searcher) -> dict[str, Any]
 def _read(column: str, operator: str, value: str, schema: pa.Schema) -> dict[str, Any]:
     """The condition with its value as a text, a number or a boolean: the first that the column takes."""
     refused = QueryError(f"{value!r} cannot be read.")
-    for read in (str, _number, _boolean):
-        condition = {column: {operator: read(value)}}
+    for one in dict.fromkeys((value, _number(value), _boolean(value))):  # once, where it reads as a text alone
+        condition = {column: {operator: one}}
         try:
             parse_where(condition, schema)
         except QueryError as error:
@@ -202,17 +206,35 @@ def _as_json(hit: Hit) -> Mapping[str, object]:
 
 
 def _write_sheet(
-    searcher: Searcher, query: str, results: Mapping[str, Sequence[Hit]], diversify: Diversify | None, path: Path
+    searcher: Searcher,
+    query: str,
+    results: Mapping[str, Hits],
+    diversify: Diversify | None,
+    alike: float,
+    path: Path,
 ) -> None:
-    note = f"diversified: {diversify.candidates} candidates, {diversify.clusters} clusters" if diversify else ""
     sections = [
-        Section(_LABELS[mode], hits, note if mode == "diversified" or len(results) == 1 else "")
+        Section(_LABELS[mode], hits, _note(mode, hits, diversify), hits.look_alikes(alike))
         for mode, hits in results.items()
     ]
     thumbnails = searcher.thumbnails(hit.product_id for hits in results.values() for hit in hits)
     release = searcher.release
     about = f"release {release.release} · model {release.model} · {release.created_at:%Y-%m-%d}"
     contact_sheet(sections, path, query=query, thumbnails=thumbnails, note=about)
+
+
+def _note(mode: str, hits: Hits, diversify: Diversify | None) -> str:
+    """What a list's scores are, how much its pictures differ, and where it was reordered, how."""
+    parts = [_SCORES["hybrid" if mode == "hybrid" else "vector"]]
+    if diversify and hits.rank_correlation is not None:
+        how = f"{diversify.clusters} clusters"
+        if diversify.method == "mmr":
+            how = f"marginal relevance, trade-off {diversify.trade_off:g}"
+        parts.append(f"{diversify.candidates} candidates, {how}")
+        parts.append(f"rank correlation with the original order {hits.rank_correlation:.2f}")
+    if hits.diversity is not None:
+        parts.append(f"mean distance of two images {hits.diversity:.3f}")
+    return " · ".join(parts)
 
 
 def _parser() -> argparse.ArgumentParser:

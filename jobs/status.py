@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, positive, run_job, start_log, tell
 from pipeline.errors import ConfigError, TwotowerError, first_line
+from pipeline.shown import visible
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -63,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.run is not None:
             run = read_run(arguments.db, arguments.run)
             if not arguments.json:
-                print(describe_run(run))
+                tell(describe_run(run))
             return run
         status = read_status(arguments.db, arguments.staging, last=arguments.last)
         if not arguments.json:
-            print(describe(status))
+            tell(describe(status))
         return status
 
     return run_job(job, as_json=arguments.json)
@@ -162,7 +163,7 @@ def describe(status: Mapping[str, Any]) -> str:
             started = f"{run['started_at']:%Y-%m-%d %H:%M:%S}"
             lines.append(f"  {run['run_id']}  {started}  {run['job']} {run['status']} in {run['seconds']:.1f} s")
             if run["error"]:
-                lines.append(f"        {run['error']}")
+                lines.append(f"        {visible(run['error'])}")
     if status["staged_partitions"]:
         lines += [
             "",

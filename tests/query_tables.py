@@ -29,11 +29,16 @@ CARRIED = [
     pa.field("cost", pa.decimal128(10, 2)),
     pa.field("Shop name", pa.string()),
     pa.field("tags", pa.list_(pa.string())),
+    pa.field("sizes", pa.list_(pa.int32())),
+    pa.field("seen", pa.timestamp("ms", tz="Europe/Berlin")),
 ]
 PINNED = ("products", "images", "rejects")
 EXACT = {
     mode: {"kind": "exact", "rows": 0, "partitions": 0, "probes": 0, "refine": 2} for mode in ("text", "image", "avg")
 }
+
+
+_TAGS: list[list[str | None]] = [["a"], [], ["silk", "it's 100% silk_"], [None, "a"], ["x' OR '1'='1", "a, silk"]]
 
 
 def unit(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -70,7 +75,9 @@ def facts(count: int) -> dict[str, list[Any]]:
         "changed": [None if i % 8 == 0 else start + timedelta(hours=i) for i in range(count)],
         "cost": [None if i % 3 == 0 else Decimal(i) / 4 for i in range(count)],
         "Shop name": [None if i % 2 else f"shop {i % 5}" for i in range(count)],
-        "tags": [None if i % 2 else ["a"] for i in range(count)],
+        "tags": [None if i % 3 == 0 else _TAGS[i % 5] for i in range(count)],
+        "sizes": [None if i % 7 == 0 else [*range(36, 36 + i % 4)] for i in range(count)],
+        "seen": [None if i % 5 == 0 else start + timedelta(hours=2 * i) for i in range(count)],
     }
 
 

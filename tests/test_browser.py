@@ -448,10 +448,10 @@ def test_a_hostile_contact_sheet_stays_text(browser, tmp_path):
         with tab(browser, width=width, scheme=scheme) as watched:
             page = watched.page
             page.goto(path.as_uri())
-            assert page.locator("li").count() == 3 * 48
+            assert page.locator("figure").count() == 3 * 48
             assert page.evaluate("window.ran") is None
             assert page.inner_text("h1") == NASTY[1]
-            assert page.locator("script, iframe, svg, a, base").count() == 0
+            assert page.locator("script, iframe, svg, a:not([href^='#']), base").count() == 0
             assert r"\u202egpj.exe" in page.inner_text("main")
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             assert watched.violations() == []

@@ -84,7 +84,7 @@ def test_hits_as_json(demo: Path) -> None:
 
 
 def test_there_are_snippets_for_each_reader() -> None:
-    for package in ("Searcher", "lancedb", "duckdb", "polars"):
+    for package in ("Searcher", "lancedb", "duckdb", "polars", "pandas"):
         assert any(package in snippet for snippet in SNIPPETS), package
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+import itertools
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -10,22 +11,21 @@ from tempfile import mkdtemp
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
+from hostile_strings import HOSTILE, NO_TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from query_tables import CARRIED, facts, random_db
 
 from pipeline.errors import QueryError
+from pipeline.query.filter_sql import sql
 from pipeline.query.filters import expression, parse_where
 from pipeline.store.schemas import products_schema
 
 COUNT = 60
 SCHEMA = products_schema(16, CARRIED)
 FACTS = facts(COUNT)
-INJECTIONS = [
-    *("' OR '1'='1", "x' OR 1=1 --", "\\' OR '1'='1", "\\", "'", '"', "`", "''", "\\'", "%", "_", "x\x00y", "); DROP"),
-    *("' OR title IS NOT NULL OR '", "dress' --", "${x}", "{0}", "%s", "\n' OR 1=1", "/* */", "*", "ｄress", "🧥'"),
-]
 
 
 @cache
@@ -33,12 +33,17 @@ def table():
     return lancedb.connect(random_db(Path(mkdtemp()), COUNT)).open_table("products")
 
 
+def passing(filter_, of=table):
+    query = of().search() if filter_ is None else of().search().where(filter_)
+    return sorted(query.select(["product_id"]).limit(1000).to_arrow()["product_id"].to_pylist())
+
+
 def found(where):
+    """What passes; the same as an expression and as SQL, where it can be both."""
     node = parse_where(where, SCHEMA)
-    query = table().search()
-    if node is not None:
-        query = query.where(expression(node))
-    return sorted(row["product_id"] for row in query.select(["product_id"]).limit(COUNT).to_list())
+    ids = passing(None if node is None else expression(node))
+    assert node is None or passing(sql(node)) == ids
+    return ids
 
 
 def truth(where, row):
@@ -80,7 +85,7 @@ def compare(have, operator, value):
         "gt": lambda: have > value,
         "ge": lambda: have >= value,
         "in": lambda: have in value,
-        "contains": lambda: value in have,
+        "contains": lambda: value in have,  # of a text or of a list
         "between": lambda: value[0] <= have <= value[1],
     }
     return tests[operator]()
@@ -92,7 +97,7 @@ def expected(where):
 
 
 VALUES = {
-    "title": st.sampled_from([title for title in FACTS["title"][:8] if title is not None] + INJECTIONS),
+    "title": st.sampled_from([title for title in FACTS["title"][:8] if title is not None] + HOSTILE[:40]),
     "broad_category": st.sampled_from(["dress", "top", "hat"]),
     "Shop name": st.sampled_from(["shop 0", "shop 3", "'"]),
     "price": st.one_of(st.integers(-30, 80), st.sampled_from([-20.0, 1.0, 2.5, 1e300])),
@@ -100,15 +105,22 @@ VALUES = {
     "stock": st.one_of(st.integers(-12, 55), st.sampled_from([2.5, -2.5, 7.0, 2**70, -(2**63)])),
     "listed": st.dates(date(2025, 12, 25), date(2026, 3, 1)),
     "changed": st.datetimes(datetime(2026, 1, 1), datetime(2026, 1, 4), timezones=st.just(UTC)),
-    "cost": st.sampled_from([Decimal("2.5"), Decimal("0"), Decimal("100"), Decimal("2.25")]),
+    "cost": st.sampled_from([Decimal("2.5"), Decimal("0"), Decimal("100"), Decimal("2.25"), Decimal("-0.123456")]),
+    "seen": st.datetimes(datetime(2026, 1, 1), datetime(2026, 1, 6), timezones=st.just(UTC)),
+}
+LISTS = {
+    "tags": st.sampled_from(["a", "silk", "a, silk", "it's 100% silk_", "[a]", *HOSTILE[:20]]),
+    "sizes": st.integers(35, 41),
 }
 
 
 @st.composite
 def conditions(draw):
-    name = draw(st.sampled_from([*VALUES, "on_sale", "tags"]))
-    if name == "tags" or draw(st.integers(0, 7)) == 0:
+    name = draw(st.sampled_from([*VALUES, "on_sale", *LISTS]))
+    if draw(st.integers(0, 7)) == 0:
         return {name: {"is_null": draw(st.booleans())}}
+    if name in LISTS:
+        return {name: {"contains": draw(LISTS[name])}}
     if name == "on_sale":
         return {name: {draw(st.sampled_from(["eq", "ne"])): draw(st.booleans())}}
     value = VALUES[name]
@@ -136,11 +148,203 @@ def test_a_filter_means_what_it_says(where):
     assert found(where) == expected(where)
 
 
-@pytest.mark.parametrize("text", INJECTIONS)
-@pytest.mark.parametrize("operator", ["eq", "in", "contains", "ne"])
-def test_no_string_changes_the_meaning(text, operator):
-    where = {"title": {operator: [text] if operator == "in" else text}, "broad_category": "dress"}
-    assert found(where) == expected(where)
+@cache
+def hostile_table():
+    """A product for each hostile text, which is its title and one of its tags."""
+    rows = {"product_id": [f"h{i:03d}" for i in range(len(HOSTILE))], "title": HOSTILE}
+    types = [
+        pa.field("product_id", pa.string()),
+        pa.field("title", pa.string()),
+        pa.field("tags", pa.list_(pa.string())),
+    ]
+    data = pa.table({**rows, "tags": [["a", text] for text in HOSTILE]}, pa.schema(types))
+    return lancedb.connect(mkdtemp()).create_table("products", data)
+
+
+POSITIONS = {
+    **{operator: (operator, lambda text: text) for operator in ("eq", "ne", "lt", "le", "gt", "ge", "contains")},
+    "in": ("in", lambda text: ["no such", text]),
+    "between": ("between", lambda text: [text, text + "\U0010ffff"]),
+}
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_no_text_changes_the_meaning(position):
+    """Each as the value of each operator, alone, beside another condition, and in SQL; the oracle is plain Python."""
+    assert len(HOSTILE) >= 100
+    schema = hostile_table().schema
+    operator, value = POSITIONS[position]
+    rows = [{"product_id": f"h{i:03d}", "title": title} for i, title in enumerate(HOSTILE)]
+    for text in HOSTILE:
+        where = {"not": {"title": {operator: value(text)}}} if operator == "ne" else {"title": {operator: value(text)}}
+        node = parse_where(where, schema)
+        truths = [row["product_id"] for row in rows if truth(where, row) is True]
+        assert passing(expression(node), hostile_table) == truths, text
+        both = ("and", node, ("has", "tags", text, pa.string()))
+        own = [row["product_id"] for row in rows if truth(where, row) is True and text in ("a", row["title"])]
+        assert passing(expression(both), hostile_table) == own, text
+
+
+def test_no_text_in_a_list_changes_the_meaning():
+    for i, text in enumerate(HOSTILE):
+        where = {"tags": {"contains": text}, "title": {"ne": "no such"}}
+        assert passing(expression(parse_where(where, hostile_table().schema)), hostile_table) == [f"h{i:03d}"], text
+
+
+REFUSED = [
+    *[lambda text, name=name: {name: text} for name in ("price", "stock", "weight", "on_sale", "cost", "sizes")],
+    *[lambda text, name=name: {name: {"in": [text]}} for name in ("stock", "cost")],
+    *[lambda text, name=name: {name: {"between": [text, text]}} for name in ("price", "stock")],
+    *[lambda text, name=name: {name: {"is_null": text}} for name in ("price", "tags", "title")],
+    lambda text: {"sizes": {"contains": text}},
+    lambda text: {"title": {"in": text}},
+    lambda text: {"tags": {"in": [text]}},
+    lambda text: {"and": text},
+    lambda text: {"or": [text]},
+    lambda text: {"not": text},
+    lambda text: {f"{text} ": 3},
+    lambda text: {"and": [{f"{text} ": {"eq": 3}}]},
+    lambda text: {"not": {f"title{text} ": {"is_null": True}}},
+    lambda text: {"title": {f"{text} ": "red"}},
+    lambda text: {"title": {f"eq{text} ": "red"}},
+    lambda text: {f"or{text} ": [{"price": 3}]},
+]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, *NO_TEXTS], ids=lambda text: repr(text[:12]))
+def test_where_no_text_belongs_it_is_refused_in_a_sentence(text):
+    for position in REFUSED:
+        with pytest.raises(QueryError) as error:
+            parse_where(position(text), SCHEMA)
+        assert_is_a_sentence(error)
+    if text not in ("2026-01-01",):
+        for where in ({"listed": text}, {"changed": {"lt": text}}, {"seen": {"in": [text]}}):
+            with pytest.raises(QueryError, match="ISO date") as error:
+                parse_where(where, SCHEMA)
+            assert_is_a_sentence(error)
+
+
+def assert_is_a_sentence(error):
+    said = str(error.value)
+    assert said.isprintable()
+    assert said.endswith(".")
+    assert len(said) < 800
+
+
+@pytest.mark.parametrize("text", NO_TEXTS, ids=repr)
+def test_what_is_no_text_is_refused(text):
+    for where in (
+        {"title": text},
+        {"title": {"in": ["a", text]}},
+        {"title": {"contains": text}},
+        {"tags": {"contains": text}},
+    ):
+        with pytest.raises(QueryError, match="a text of at most 20,000 characters") as error:
+            parse_where(where, SCHEMA)
+        assert_is_a_sentence(error)
+
+
+def test_columns_of_any_name_are_taken_by_their_names():
+    names = [
+        text
+        for text in HOSTILE
+        if text.strip("_ \n") and text[0] != "_" and not set("`.\x00") & set(text) and len(text) < 100
+    ]
+    assert len(names) >= 100
+    names = names[::3]
+    data = pa.table(
+        {"product_id": ["a", "b", "c"], "tags": [["x"], [], None], **{name: ["v", "w", None] for name in names}}
+    )
+    named = lancedb.connect(mkdtemp()).create_table("products", data)
+    for name in names:
+        if name not in ("and", "or", "not"):
+            node = parse_where({name: "v"}, data.schema)
+            assert passing(expression(node), lambda: named) == passing(sql(node), lambda: named) == ["a"], name
+            node = parse_where({name: {"is_null": True}}, data.schema)
+            assert passing(expression(node), lambda: named) == passing(sql(node), lambda: named) == ["c"], name
+
+
+LISTED = {
+    "texts": (pa.list_(pa.string()), ["a", "b"], "c"),
+    "large": (pa.large_list(pa.large_string()), ["a", "b"], "c"),
+    "int8": (pa.list_(pa.int8()), [1, -128], 5),
+    "int64": (pa.list_(pa.int64()), [2**63 - 1, -(2**63)], 0),
+    "uint64": (pa.list_(pa.uint64()), [0, 2**62], 1),
+    "half": (pa.list_(pa.float16()), [1.5, 2.0], 3.0),
+    "single": (pa.list_(pa.float32()), [19.99, -0.5], 20.0),
+    "double": (pa.list_(pa.float64()), [19.99, 1e300], 0.1),
+    "flags": (pa.list_(pa.bool_()), [True, True], False),
+    "costs": (pa.list_(pa.decimal128(10, 2)), [Decimal("2.50"), Decimal("-0.01")], Decimal("2.51")),
+    "wide": (pa.list_(pa.decimal256(50, 2)), [Decimal("2.50"), Decimal("0")], 3),
+    "dates": (pa.list_(pa.date32()), [date(2026, 1, 1), date(1, 1, 1)], "2026-01-02"),
+    "dates64": (pa.list_(pa.date64()), [date(2026, 1, 1), date(2025, 1, 1)], "2026-01-02"),
+    "seconds": (pa.list_(pa.timestamp("s")), [datetime(2026, 1, 1, 5), datetime(2026, 1, 2)], "2026-01-01T06:00"),
+    "zoned": (
+        pa.list_(pa.timestamp("ms", tz="Europe/Berlin")),
+        [datetime(2026, 1, 1, 5, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)],
+        "2026-01-01T05:00+01:00",
+    ),
+    "nanos": (
+        pa.list_(pa.timestamp("ns", tz="UTC")),
+        [datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)],
+        datetime(2026, 1, 3),
+    ),
+}
+
+
+def test_lists_of_every_type_contain_what_is_in_them():
+    """Rows: both values, the first, null, none, a null and the second, a null alone."""
+    data = {"product_id": ["0", "1", "2", "3", "4", "5"]}
+    types = {name: type_ for name, (type_, _, _) in LISTED.items()}
+    for name, (_, (first, second), _) in LISTED.items():
+        data[name] = [[first, second], [first], None, [], [None, second], [None]]
+    schema = pa.schema([pa.field("product_id", pa.string()), *[pa.field(*item) for item in types.items()]])
+    lists = lancedb.connect(mkdtemp()).create_table("products", pa.table(data, schema))
+
+    def ids(where):
+        return "".join(passing(expression(parse_where(where, schema)), lambda: lists))
+
+    for name, (_, (first, second), other) in LISTED.items():
+        expected = "014" if first == second else "01"
+        assert ids({name: {"contains": first}}) == expected, name
+        assert ids({name: {"contains": second}}) == ("014" if first == second else "04"), name
+        assert ids({name: {"contains": other}}) == "", name
+        assert ids({"not": {name: {"contains": first}}}) == "".join(i for i in "01345" if i not in expected), name
+        assert ids({name: {"is_null": True}}) == "2", name
+        assert ids({"not": {name: {"is_null": True}}, "product_id": {"gt": "1"}}) == "345", name
+
+
+@pytest.mark.parametrize(
+    ("where", "sentence"),
+    [
+        ({"int8": {"contains": 1000}}, "list of int8, which cannot hold 1000"),
+        ({"int8": {"contains": 1.5}}, "cannot hold 1.5"),
+        ({"int8": {"contains": True}}, "finite number"),
+        ({"uint64": {"contains": -1}}, "cannot hold -1"),
+        ({"costs": {"contains": 2.501}}, "cannot hold 2.501"),
+        ({"seconds": {"contains": "2026-01-01T00:00:00.5"}}, "cannot hold"),
+        ({"texts": {"contains": None}}, "is_null"),
+        ({"texts": {"contains": ["a"]}}, "a text"),
+        ({"texts": {"eq": "a"}}, "only `contains` and `is_null`"),
+        ({"texts": {"in": ["a"]}}, "only `contains` and `is_null`"),
+        ({"made": {"contains": "a"}}, "texts or lists, and 'made' is struct<place: string>"),
+        ({"made": "a"}, "only `is_null` can filter by it"),
+        ({"made.place": "a"}, "No column 'made.place'"),
+        ({"map": {"contains": "a"}}, "texts or lists, and 'map' is map<string, string>"),
+        ({"map": {"a": "a"}}, "No operator 'a'"),
+        ({"nested": {"contains": "a"}}, "texts or lists, and 'nested' is list"),
+        ({"q`t": "a"}, "backtick"),
+    ],
+)
+def test_lists_structs_and_maps_that_are_asked_wrongly(where, sentence):
+    types = {name: type_ for name, (type_, _, _) in LISTED.items()}
+    types["made"] = pa.struct([("place", pa.string())])
+    types["map"] = pa.map_(pa.string(), pa.string())
+    types["nested"] = pa.list_(pa.list_(pa.string()))
+    types["q`t"] = pa.string()
+    with pytest.raises(QueryError, match=sentence) as error:
+        parse_where(where, pa.schema(list(types.items())))
+    assert_is_a_sentence(error)
 
 
 def test_values_are_read_as_their_columns_types():
@@ -178,7 +382,7 @@ def test_five_hundred_conditions_work_and_more_are_refused():
         ({"price": {"le": Decimal("NaN")}}, "finite number"),
         ({"price": {"near": 3}}, "No operator 'near'"),
         ({"price": {}}, "empty"),
-        ({"price": {"contains": "3"}}, "text column"),
+        ({"price": {"contains": "3"}}, "texts or lists"),
         ({"price": {"in": 3}}, "list of values"),
         ({"title": {"in": "red"}}, "list of values"),
         ({"title": {"in": [None]}}, "is_null"),
@@ -189,7 +393,12 @@ def test_five_hundred_conditions_work_and_more_are_refused():
         ({"title": ["red"]}, "a text"),
         ({"on_sale": 1}, "True or False"),
         ({"on_sale": {"lt": True}}, "no meaning"),
-        ({"tags": "a"}, "only `is_null`"),
+        ({"tags": "a"}, "only `contains` and `is_null`"),
+        ({"stock": 10**400}, "finite number"),
+        ({"stock": 10**5000}, "finite number, not a int"),
+        ({"stock": Decimal("sNaN")}, "finite number"),
+        ({"stock": {"in": itertools.count()}}, "at most 10000"),
+        ({"seen": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=9)))}, "ISO datetime"),
         ({"listed": "yesterday"}, "ISO date"),
         ({"listed": datetime(2026, 1, 1, 3)}, "ISO date"),
         ({"changed": 3}, "ISO datetime"),
@@ -206,8 +415,19 @@ def test_what_has_no_meaning_is_refused_in_a_sentence(where, sentence):
 
 
 def test_depth_is_bounded():
-    where = {"price": 3}
-    for _ in range(30):
+    where = {"tags": {"contains": "a"}, "stock": {"ge": 0}}
+    for level in range(15):
+        where = {"not": where, "stock": {"ge": -5}} if level % 2 else {"or": [where, {"on_sale": True}]}
+    assert found(where) == expected(where)
+    for _ in range(16):
         where = {"not": where}
     with pytest.raises(QueryError, match="levels deep"):
         parse_where(where, SCHEMA)
+
+
+@pytest.mark.parametrize("position", ["tags", "title"])
+def test_ten_thousand_values_and_five_hundred_conditions_in_sql(position):
+    lists = {"or": [{"tags": {"contains": f"x'{i}"}} for i in range(499)] + [{"tags": {"contains": "silk"}}]}
+    values = {"title": {"in": [f"x'{i}" for i in range(9_999)] + ["red dress"]}, "tags": {"contains": "a"}}
+    where = {"tags": lists, "title": values}[position]
+    assert found(where) == expected(where) != []

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hostile_strings import HOSTILE
 from model_folder import write_folder
 from query_tables import facts, jpeg, make_db, release
 
-from jobs.search import main, table
-from pipeline.model import load_model
+from jobs.cli import start_log
+from jobs.search import main, parse_conditions, table
+from pipeline.errors import QueryError
+from pipeline.model import canary, load_model
+from pipeline.query import Searcher
 from pipeline.records import Hit
 
 TITLES = ["red dress", "blue coat \x1b[31m\x07", "wool shirt", "red coat", "blue dress", "wool dress"]
@@ -22,6 +29,7 @@ TITLES = ["red dress", "blue coat \x1b[31m\x07", "wool shirt", "red coat", "blue
 def db(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     model = load_model(str(write_folder(folder / "model")))
+    canary.write(model)  # or a warning says that there is none
     texts = [title.split(" \x1b")[0] for title in TITLES]
     image = model.embed_images([jpeg((i * 40, 255 - i * 40, i * i * 9)) for i in range(6)])
     columns = {**facts(6), "title": TITLES, "price": [10.0, 20.0, 30.0, None, 50.0, 60.0]}
@@ -66,7 +74,10 @@ def test_all_modes_diversified_with_a_sheet(db, capsys, tmp_path):
     assert {hit["cluster"] for hit in lists["avg"]} == {None}
     assert {hit["cluster"] for hit in lists["diversified"]} <= {None, *range(5)}
     assert {hit["cluster"] for hit in lists["diversified"]} != {None}
-    assert sheet.read_text().count("<figure>") == sum(map(len, lists.values()))
+    text = sheet.read_text()
+    assert text.count("<figure>") == sum(map(len, lists.values()))
+    assert text.count("mean distance of two images") == 4
+    assert text.count("50 candidates, 5 clusters · rank correlation with the original order") == 1
     code, out, _ = run(capsys, "red", "--db", db, "--mode", "all", "--sheet", tmp_path / "sheet.png")
     assert out.count("query to") == 3
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
@@ -124,6 +135,10 @@ def test_an_image_in_place_of_words(db, capsys, tmp_path):
         (["listed<2026-01-03"], {1}),
         (["Shop name=shop 2"], {2}),
         (["title=' OR '1'='1"], set()),
+        (["tags~silk"], {2}),
+        (["tags~silk", "title=wool shirt"], {2}),
+        (["tags~' OR '1'='1"], set()),
+        (["sizes~36", "sizes~37"], {2, 3}),
     ],
 )
 def test_conditions(db, capsys, conditions, expected):
@@ -131,6 +146,34 @@ def test_conditions(db, capsys, conditions, expected):
     code, out, err = run(capsys, "red", "--db", db, "--json", *options)
     assert (code, err) == (0, "")
     assert {int(hit["product_id"][1:]) for hit in json.loads(out)} == expected
+
+
+def test_no_condition_is_read_as_anything_else(db):
+    searcher = Searcher.open(db)
+    for text in HOSTILE:
+        for column, sign, operator in (
+            ("title", "=", "eq"),
+            ("title", "!=", "ne"),
+            ("title", "~", "contains"),
+            ("tags", "~", "contains"),
+        ):
+            assert parse_conditions([f"{column}{sign}{text}"], searcher) == {
+                "and": [{column: {operator: text.strip()}}]
+            }
+        for column in (text, f"title {text}"):
+            if re.split("[=!<>~]", column)[0].strip() != "title":
+                with pytest.raises(QueryError):
+                    parse_conditions([f"{column} =1"], searcher)
+
+
+@pytest.mark.parametrize("text", ["x' OR '1'='1", "\\' OR 1=1 --", "x\nx", "%", "\u202e'", "_rowid >= 0", "'" * 5001])
+def test_hostile_values_find_what_is_called_so(db, capsys, text):
+    for condition in (f"title={text}", f"title~{text}", f"tags~{text}"):
+        code, out, err = run(capsys, "red", "--db", db, "--json", "--where", condition, "--where", "price>0")
+        assert (code, err) == (0, "")
+        assert [hit["product_id"] for hit in json.loads(out)] == (
+            ["p00004"] if condition == "tags~x' OR '1'='1" else []
+        )
 
 
 @pytest.mark.parametrize(
@@ -141,10 +184,21 @@ def test_conditions(db, capsys, conditions, expected):
         (["--image", "none.jpg"], "cannot be read"),
         ([" "], "empty"),
         (["red", "--k", "0"], "k is a whole number"),
+        (["red", "--k", "-1"], "k is a whole number"),
+        (["red", "--k", "1000000000"], "reach to 10000"),
+        (["red", "--mode", "hybrid", "--k", "201"], "reach to 200"),
+        (["red", "--release", "9" * 40], "no release 9999"),
+        (["red\udcff"], "half of a surrogate pair"),
+        (["x" * 20_001], "20001 characters"),
+        (["red", "--device", "tpu"], "device must be cpu or cuda"),
         (["red", "--release", "7"], "no release 7"),
         (["red", "--where", "price"], "no condition"),
         (["red", "--where", "price<cheap"], "finite number"),
         (["red", "--where", "colour=red"], "No column 'colour'"),
+        (["red", "--where", "sizes~x"], "finite number"),
+        (["red", "--where", "sizes~3000000000"], "list of int32, which cannot hold 3000000000"),
+        (["red", "--where", "tags=silk"], "only `contains` and `is_null`"),
+        (["red", "--where", "colour\x1b]0;x\x07=red"], "No column 'colour\\x1b]0;x\\x07'"),
         (["red", "--diversify", "--clusters", "0"], "clusters is a whole number"),
         (["red", "--sheet", "x.gif"], "html"),
     ],
@@ -158,12 +212,73 @@ def test_errors_are_one_sentence_and_exit_two(db, capsys, arguments, sentence):
     assert sentence in json.loads(out)["error"]
 
 
+def test_nothing_that_is_printed_steers_the_terminal(db, capsys, tmp_path):
+    nasty = "\x1b]0;owned\x07\u202e\x9b31m"
+    for arguments in (
+        ["red", "--sheet", tmp_path / f"{nasty}.html"],
+        ["red", "--sheet", tmp_path / nasty / "s.html"],
+        ["red", "--sheet", f"s{nasty}"],
+        [nasty, "--explain", "--diversify", "--where", "price>1"],
+        ["red", "--where", f"{nasty}=1"],
+        ["red", "--where", f"price={nasty}"],
+        ["red", "--where", nasty],
+        ["red", "--mix", nasty],
+        ["red", "--model", nasty],
+        ["--image", nasty],
+        ["red\udcff"],
+    ):
+        code, out, err = run(capsys, *arguments, "--db", db)
+        assert code in (0, 2)
+        for line in (out + err).split("\n"):
+            assert line.isprintable(), arguments
+    assert main(["red", "--db", f"/none/{nasty}"]) == 2
+    assert capsys.readouterr().err.strip().isprintable()
+    for arguments in (["red", nasty], ["red", "--mode", nasty]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*arguments, "--db", db])
+        assert capsys.readouterr().err.strip().isprintable()
+
+
+def test_titles_and_categories_are_shown_on_their_own_line():
+    nasty = "a\nrank 1  \x1b[2J\x1b]8;;http://x\x07b\u202e\u2066\x9b\r\x08"
+    fields = {"title": nasty, "broad_category": nasty, "fine_category": "x"}
+    lines = table([Hit(nasty, 0.5, 1, fields)], width=200).split("\n")
+    assert len(lines) == 2
+    assert lines[1].isprintable()
+    assert "\\x1b[2J" in lines[1]
+    assert "\\u202e\\u2066" in lines[1]
+
+
+def test_the_log_shows_escapes(capsys):
+    start_log("info")
+    logging.getLogger("pipeline.x").warning("the partition %s is bad", "a\x1b[31m\u202e\nb")
+    assert capsys.readouterr().err.endswith("WARNING the partition a\\x1b[31m\\u202e b is bad\n")
+
+
 def test_as_a_process_where_nothing_is_released(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "jobs.search", "red", "--db", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: Nothing is released in")
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_nothing_released_and_nothing_in_it(tmp_path, capsys, as_json):
+    code, out, err = run(capsys, "red", "--db", tmp_path, *as_json)
+    assert code == 2
+    assert err.startswith("error: Nothing is released in")
+    assert ("Nothing is released" in json.loads(out)["error"]) if as_json else out == ""
+    model = load_model(str(write_folder(tmp_path / "model")))
+    none = np.ones((0, model.card.dim), np.float32)
+    path = make_db(tmp_path / "db", text=none, image=none, columns={name: [] for name in facts(0)})
+    release(path, model=str(tmp_path / "model"), model_id=model.model_id)
+    sheet = tmp_path / "s.html"
+    code, out, _ = run(capsys, "red", "--db", path, "--mode", "all", "--diversify", "--sheet", sheet, *as_json)
+    assert code == 0
+    nothing = {"text": [], "image": [], "avg": [], "diversified": []}
+    assert (json.loads(out) == nothing) if as_json else (out.count("nothing was found") == 4)
+    assert sheet.read_text().count("Nothing was found.") == 4
 
 
 def test_a_narrow_terminal_cuts_titles():

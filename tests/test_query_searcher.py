@@ -3,11 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import lance
 import lancedb
 import numpy as np
 import pytest
+import torch
 from lancedb.query import MultiMatchQuery
 from model_folder import write_folder
 from PIL import Image
@@ -135,6 +137,21 @@ def test_a_common_filter_fills_k(indexed):
     assert Searcher.open(indexed).search(np.ones(DIM), where={"title": "none such"}, diversify=Diversify()) == []
 
 
+def test_a_filter_on_a_list_is_one_like_others(indexed, worded):
+    searcher = Searcher.open(indexed)
+    where = {"tags": {"contains": "it's 100% silk_"}, "stock": {"between": [20, 200]}, "listed": {"ge": "2026-01-09"}}
+    rare = searcher.search(np.ones(DIM), k=100, where=where)
+    assert len(rare) == sum(1 for i in range(30, 211) if i % 3 and i % 5 == 2 and i % 4 and i % 9)
+    assert ids(rare) == ids(searcher.search(np.ones(DIM), k=100, where=where, exact=True))
+    common = searcher.search(np.ones(DIM), k=50, where={"not": {"tags": {"contains": "a"}}}, columns=["tags"])
+    assert len(common) == 50
+    assert all("a" not in hit.fields["tags"] for hit in common)
+    assert searcher.explain(np.ones(DIM), where=where).passing == len(rare)
+    by_words = Searcher.open(worded).search("red coat", mode="hybrid", k=50, where={"tags": {"contains": "silk"}})
+    assert by_words
+    assert all("silk" in hit.fields["tags"] for hit in by_words)
+
+
 def test_the_index_finds_what_exact_search_finds(indexed):
     searcher = Searcher.open(indexed)
     for mode in MODES:
@@ -218,6 +235,13 @@ def test_thumbnails_are_the_first_images(db):
         ({"text": "red"}, {}, "A query is"),
         ("", {}, "text is empty"),
         (" \n", {}, "text is empty"),
+        ("\ud800", {}, "half of a surrogate pair"),
+        (Path("a\0b"), {}, "cannot be read: embedded null byte"),
+        (torch.ones(DIM, requires_grad=True), {}, "cannot be read as an array"),
+        (np.ones(DIM), {"k": 10**5000}, "k is a whole number|offset \\+ k is a int"),
+        (np.ones(DIM), {"offset": -(10**5000)}, "not a int"),
+        (np.ones(DIM), {"mode": "\x1b[31m" * 100}, r"No mode '\\x1b\[31m"),
+        (np.ones(DIM), {"collapse_duplicates": float("nan")}, "cosine distance"),
         ("x" * 20_001, {}, "20001 characters"),
         (b"", {}, "image is empty"),
         (bytes(50_000_001), {}, "50000001 bytes"),
@@ -250,8 +274,13 @@ def test_what_cannot_be_opened_is_refused(tmp_path, db):
     with pytest.raises(QueryError, match="Nothing is released"):
         Searcher.open(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
-    with pytest.raises(QueryError, match="no release 9"):
-        Searcher.open(db, release=9)
+    for number in (9, 0, -1, 10**30):
+        with pytest.raises(QueryError, match=f"no release {number};"):
+            Searcher.open(db, release=number)
+    for number in ("1", 1.0, True):
+        with pytest.raises(QueryError, match="A release is a whole number"):
+            Searcher.open(db, release=number)
+    assert Searcher.open(db).thumbnails(["\ud800", 3, "p'"]) == {}
 
 
 def test_missing_images_of_the_query_are_named(db, tmp_path):
@@ -317,7 +346,11 @@ def test_a_table_without_products_has_no_hits(tmp_path):
     db = make_db(tmp_path, text=empty, image=empty, columns={name: [] for name in facts(0)})
     release(db, index=build_indices(db))
     searcher = Searcher.open(db)
-    assert searcher.search(np.ones(DIM), diversify=Diversify()) == []
+    for mode in MODES:
+        hits = searcher.search(np.ones(DIM), mode=mode, diversify=Diversify(), collapse_duplicates=0.1)
+        assert (hits, hits.diversity, hits.look_alikes()) == ([], None, {})
+    assert searcher.search(np.ones(DIM), where={"tags": {"contains": "a"}, "stock": {"ge": 0}}, exact=True) == []
+    assert "every vector" in str(searcher.explain(np.ones(DIM)))
     assert searcher.thumbnails(["p"]) == {}
 
 
@@ -378,6 +411,23 @@ def test_what_looks_the_same_is_shown_once(indexed, diversify):
         assert set(everything[:40]) <= {*ids(hits), *left_out}
         pages = [searcher.search(query, k=10, offset=offset, **options) for offset in (0, 10, 20, 30)]
         assert [product_id for page in pages for product_id in ids(page)] == ids(hits)
+
+
+def test_hits_tell_which_look_like_a_better_one(indexed):
+    searcher, query = Searcher.open(indexed), np.random.default_rng(4).normal(size=DIM)
+    images = vectors_of(indexed, "image_vector")
+    for options in ({}, {"diversify": Diversify(60, 3)}):
+        hits = searcher.search(query, k=40, mode="image", columns=[], exact=True, **options)
+        expected = {}
+        for i, hit in enumerate(hits):
+            near = [j for j in range(i) if images[hits[j].product_id] @ images[hit.product_id] >= 1 - 1e-4]
+            expected |= {i: near[0]} if near else {}
+        assert hits.look_alikes(1e-4) == expected != {}
+        assert len(hits.look_alikes(2)) == 39
+    assert searcher.search(query, k=1).look_alikes() == {}
+    for within in (-1, 3, float("nan"), True, "0.1"):
+        with pytest.raises(QueryError, match="cosine distance from 0 to 2"):
+            hits.look_alikes(within)
 
 
 def test_few_products_that_all_look_the_same(tmp_path):

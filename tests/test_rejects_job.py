@@ -10,7 +10,7 @@ import pytest
 from small_catalog import Item, items, jpeg, write_products
 
 from jobs.backfill import main as backfill
-from jobs.rejects import main
+from jobs.rejects import describe_rows, main
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -72,3 +72,12 @@ def test_wrong_arguments_end_with_a_sentence(
     told_so = capsys.readouterr().err
     assert said in told_so
     assert "Traceback" not in told_so
+
+
+def test_what_a_catalog_said_stays_on_its_line() -> None:
+    nasty = "p\x1b]0;owned\x07\n1 of 1\u202e"
+    row = {"product_id": nasty, "input": "text", "reason": "text_empty", "detail": nasty, "row": 1}
+    told = {"rejects": [row | {"partition": nasty, "run_id": "r", "attempts": 1}], "total": 1, "release": 1}
+    lines = describe_rows(told).split("\n")
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from pipeline.errors import MissingExtra
-from pipeline.query.contact_sheet import Section, caption
+from pipeline.query.contact_sheet import Caption, Section, caption
 from pipeline.records import Hit
 from pipeline.shown import visible
 
@@ -21,13 +21,16 @@ MIN_COLUMNS = 5
 TILE_PX = 196
 IMAGE_PX = 196
 CAPTION_PX = 92
+LABEL_PX = 78
+"""What a section's label and note take."""
 GAP_PX = 14
 MARGIN_PX = 32
 MAX_TILES = 400
 """Per section: a sheet is for looking at, and a picture of thousands of tiles cannot be."""
 
-_BACK, _CARD, _LINE, _TEXT, _SOFT, _BLANK = "#f4f4f2", "#ffffff", "#dcdcd6", "#1b1b1a", "#63635f", "#ececea"
-_BADGES = ("#2f5fb3", "#a8440f", "#22783c", "#8a3c94", "#8f6400", "#0f7479", "#b02a57", "#57575a")
+_BACK, _CARD, _LINE, _TEXT, _SOFT, _BLANK = "#f4f4f2", "#ffffff", "#dcdcd6", "#1b1b1a", "#5c5c58", "#ececea"
+_MARK, _MARK_TEXT = "#fff3cd", "#5a3d00"
+_BADGES = ("#2f5fb3", "#a8440f", "#22783c", "#8a3c94", "#7d5700", "#0f7479", "#b02a57", "#57575a")
 
 _WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 
@@ -45,7 +48,7 @@ def picture(sections: Sequence[Section], *, query: str, thumbnails: Mapping[str,
     width = 2 * MARGIN_PX + columns * TILE_PX + (columns - 1) * GAP_PX
     head = MARGIN_PX + 44 + (26 if note else 0)
     step = IMAGE_PX + CAPTION_PX + GAP_PX
-    heights = [58 + (-(-len(hits) // columns) * step or 44) for hits in shown]
+    heights = [LABEL_PX + (-(-len(hits) // columns) * step or 44) for hits in shown]
     sheet = Image.new("RGB", (width, head + sum(heights) + MARGIN_PX - GAP_PX), _BACK)
     draw = ImageDraw.Draw(sheet)
     inner = width - 2 * MARGIN_PX
@@ -54,13 +57,13 @@ def picture(sections: Sequence[Section], *, query: str, thumbnails: Mapping[str,
         _write(draw, (MARGIN_PX, MARGIN_PX + 44), visible(note), 16, inner, _SOFT)
     top = head
     for section, hits, height in zip(sections, shown, heights, strict=True):
-        _label(draw, section, top + 18, inner)
+        _label(draw, section, top + 16, inner)
         for number, hit in enumerate(hits):
             row, column = divmod(number, columns)
-            at = (MARGIN_PX + column * (TILE_PX + GAP_PX), top + 58 + row * step)
-            _tile(sheet, draw, at, hit, thumbnails.get(hit.product_id))
+            at = (MARGIN_PX + column * (TILE_PX + GAP_PX), top + LABEL_PX + row * step)
+            _tile(sheet, draw, at, hit, caption(hit, section.better(number)), thumbnails.get(hit.product_id))
         if not hits:
-            draw.text((MARGIN_PX, top + 58), "Nothing was found.", _SOFT, _font(16))
+            draw.text((MARGIN_PX, top + LABEL_PX), "Nothing was found.", _SOFT, _font(16))
         top += height
     out = io.BytesIO()
     sheet.save(out, "PNG", optimize=True)
@@ -68,34 +71,44 @@ def picture(sections: Sequence[Section], *, query: str, thumbnails: Mapping[str,
 
 
 def _label(draw: ImageDraw.ImageDraw, section: Section, top: int, width: int) -> None:
-    used = _write(draw, (MARGIN_PX, top), visible(section.label), 21, width, _TEXT) + 14
-    _write(draw, (MARGIN_PX + used, top + 5), visible(section.note), 15, width - used, _SOFT)
+    _write(draw, (MARGIN_PX, top), visible(section.label), 21, width, _TEXT)
+    _write(draw, (MARGIN_PX, top + 30), visible(section.note), 15, width, _SOFT)
 
 
 def _tile(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], hit: Hit, thumbnail: bytes | None
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    hit: Hit,
+    shown: Caption,
+    thumbnail: bytes | None,
 ) -> None:
     left, top = at
-    shown, inner = caption(hit), TILE_PX - 20
+    inner = TILE_PX - 20
     box = (left - 1, top - 1, left + TILE_PX, top + IMAGE_PX + CAPTION_PX)
-    draw.rounded_rectangle(box, radius=8, fill=_CARD, outline=_LINE)
+    draw.rounded_rectangle(box, radius=8, fill=_CARD, outline=_SOFT if shown.same else _LINE)
     image = _fitted(thumbnail)
     if image is None:
         draw.rounded_rectangle((left, top, left + TILE_PX - 1, top + IMAGE_PX - 1), radius=7, fill=_BLANK)
         draw.text((left + TILE_PX // 2, top + IMAGE_PX // 2), "no image", _SOFT, _font(15), anchor="mm")
     else:
-        sheet.paste(image, (left + 4, top + 4))
-    if shown.cluster is not None:
-        text = f"cluster {shown.cluster + 1}"
-        width = int(draw.textlength(text, _font(13))) + 16
+        faint = Image.blend(image, Image.new("RGB", image.size, _CARD), 0.4) if shown.same else image
+        sheet.paste(faint, (left + 4, top + 4))
+    if shown.same:
+        bottom = top + IMAGE_PX - 1
+        draw.rectangle((left, bottom - 23, left + TILE_PX - 1, bottom), fill=_MARK)
+        _write(draw, (left + 10, bottom - 20), shown.same, 13, inner, _MARK_TEXT)
+    if hit.cluster is not None:
+        width = int(draw.textlength(shown.cluster, _font(13))) + 16
         badge = (left + 8, top + 8, left + 8 + width, top + 29)
-        draw.rounded_rectangle(badge, radius=10, fill=_BADGES[shown.cluster % len(_BADGES)])
-        draw.text((left + 8 + width / 2, top + 18), text, "#ffffff", _font(13), anchor="mm")
+        draw.rounded_rectangle(badge, radius=10, fill=_BADGES[hit.cluster % len(_BADGES)])
+        draw.text((left + 8 + width / 2, top + 18), shown.cluster, "#ffffff", _font(13), anchor="mm")
     title = _drawable(shown.title)
     for number, line in enumerate(_lines(title, _font(15, title), inner)):
         draw.text((left + 10, top + IMAGE_PX + 7 + 19 * number), line, _TEXT, _font(15, title))
     _write(draw, (left + 10, top + IMAGE_PX + 48), shown.category, 13, inner, _SOFT)
-    draw.text((left + 10, top + IMAGE_PX + 67), f"{hit.rank}.  score {shown.score}", _SOFT, _font(13))
+    score = f"{shown.score}  ({shown.left_out})" if shown.left_out else shown.score
+    _write(draw, (left + 10, top + IMAGE_PX + 67), score, 13, inner, _SOFT)
 
 
 def _write(

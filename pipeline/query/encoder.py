@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ImageRejected, MissingExtra, QueryError
+from pipeline.errors import ImageRejected, MissingExtra, QueryError, first_line
 from pipeline.records import ImageLimits
 
 Vector = npt.NDArray[np.float32]
@@ -106,6 +107,8 @@ class Encoder:
                 raise QueryError("The query text is empty.")
             if len(text) > MAX_TEXT_CHARACTERS:
                 raise QueryError(f"The query text has {len(text)} characters; {MAX_TEXT_CHARACTERS} are the most.")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise QueryError("The query text holds half of a surrogate pair or bytes that are no UTF-8.")
         with self._caching:
             known = {text: self._texts[text] for text in texts if text in self._texts}
             for text in known:
@@ -136,6 +139,8 @@ class Encoder:
             array = np.asarray(vector)
         except ValueError as error:
             raise QueryError(f"The query vector has no regular shape: {error}") from error
+        except (TypeError, RuntimeError) as error:  # as a tensor says that is on a GPU, or holds a gradient
+            raise QueryError(f"The query vector cannot be read as an array: {first_line(error)}") from error
         if array.dtype.kind not in "fiu":
             raise QueryError(f"A query is a text, an image or a vector of numbers, not a {type(vector).__name__}.")
         if array.shape != (self.dim,):
@@ -198,12 +203,7 @@ def _image(query: Any) -> Any:
     """Image bytes or the PIL image; nothing larger than an image may be is read."""
     limit = ImageLimits().max_bytes
     if isinstance(query, os.PathLike):
-        path = Path(query)
-        try:
-            size = path.stat().st_size
-            query = path.read_bytes() if size <= limit else b""
-        except OSError as error:
-            raise QueryError(f"The query image {path} cannot be read: {error.strerror}.") from error
+        query, size = _read(Path(query), limit)
     elif _is_pil(query):
         return query
     else:
@@ -213,3 +213,20 @@ def _image(query: Any) -> Any:
     if size == 0:
         raise QueryError("The query image is empty.")
     return bytes(query)
+
+
+def _read(path: Path, limit: int) -> tuple[bytes, int]:
+    """A file's bytes, unless there are more than may be, and how many there are. A pipe or device may have no end."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise QueryError(f"The query image {path} cannot be read: it is no file.")
+        if status.st_size > limit:
+            return b"", status.st_size
+        with path.open("rb") as file:
+            data = file.read(limit + 1)  # a file may grow, and those of /proc say that they are empty
+    except OSError as error:
+        raise QueryError(f"The query image {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # a NUL in the name
+        raise QueryError(f"The query image {str(path)!r} cannot be read: {error}.") from error
+    return data, len(data)

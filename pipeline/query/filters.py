@@ -3,34 +3,36 @@
     {"broad_category": "dress", "price": {"ge": 20, "lt": 100}}             both must hold
     {"or": [{"brand": {"in": ["A", "B"]}}, {"not": {"title": {"contains": "silk"}}}]}
     {"price": {"between": [20, 100]}, "season": {"is_null": False}}         both ends included
+    {"tags": {"contains": "silk"}}                                          a list column holds this very value
 
-No string is ever formatted into a query. As in SQL, a comparison with a null is neither true nor false, also under
-`not` and `ne`: say `is_null` where products without a value are meant.
+No text of a caller is ever formatted into a query as it is. As in SQL, a comparison with a null is neither true nor
+false, also under `not` and `ne`: say `is_null` where products without a value are meant.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from datetime import datetime
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
 from pipeline.errors import QueryError
+from pipeline.query.filter_sql import needs_sql, sql
+from pipeline.query.filter_values import converted_value, holds_values, is_text, kind, list_element, shown
+from pipeline.shown import visible
 
 Where = Mapping[str, object]
 Node = tuple[Any, ...]
-"""A checked filter, hashable: ("and" | "or", node, ...), ("not", node) or (operator, column, value)."""
+"""A checked filter, hashable: ("and" | "or", node, ...), ("not", node), (operator, column, value), or for a list
+("has", column, value, type of its values)."""
 
 OPERATORS = ("eq", "ne", "lt", "le", "gt", "ge", "in", "contains", "between", "is_null")
 MAX_CONDITIONS = 500
 MAX_DEPTH = 16
 MAX_VALUES = 10_000
-_LARGEST = float(np.finfo("f8").max)
 
 
 def parse_where(where: Where, schema: pa.Schema) -> Node | None:
@@ -43,7 +45,7 @@ def parse_where(where: Where, schema: pa.Schema) -> Node | None:
         QueryError: an unknown column or operator, or a value that the column cannot hold.
     """
     if not isinstance(where, Mapping):
-        raise QueryError(f"`where` is a mapping of columns to conditions, not {_kind(where)}.")
+        raise QueryError(f"`where` is a mapping of columns to conditions, not {kind(where)}.")
     node = _group(where, schema, depth=0) if where else None
     if node is not None and _count(node) > MAX_CONDITIONS:
         raise QueryError(f"A filter has at most {MAX_CONDITIONS} conditions; use `in` for long lists of values.")
@@ -51,26 +53,38 @@ def parse_where(where: Where, schema: pa.Schema) -> Node | None:
 
 
 def expression(node: Node) -> Any:
-    """The `lancedb.expr.Expr` of a checked filter."""
+    """What LanceDB's `where` takes for a checked filter: an `Expr`, or where a list is looked into, SQL."""
+    return sql(node) if needs_sql(node) else _expression(node)
+
+
+def _expression(node: Node) -> Any:
     from lancedb import expr
 
     operator, *rest = node
     if operator in ("and", "or"):
-        return _balanced(operator, [expression(child) for child in rest])
+        return _balanced(operator, [_expression(child) for child in rest])
     if operator == "not":
-        return ~expression(rest[0])
+        return ~_expression(rest[0])
     column, value = expr.col(rest[0]), rest[1]
     if operator == "is_null":
         # LanceDB's expressions have no IS NULL; concat skips nulls, and a column equals itself unless it is null.
         empty = expr.func("concat", (column == column).cast("string"), expr.lit("")) == expr.lit("")
         return empty if value else ~empty
     if operator == "in":
-        return column.isin([expr.lit(one) for one in value])
+        return column.isin([_literal(one) for one in value])
     if operator == "contains":
         return column.contains(expr.lit(value))
-    literal = expr.lit(value)
     comparisons = {"eq": "eq", "ne": "ne", "lt": "lt", "le": "lte", "gt": "gt", "ge": "gte"}
-    return getattr(column, comparisons[operator])(literal)
+    return getattr(column, comparisons[operator])(_literal(value))
+
+
+def _literal(value: object) -> Any:
+    from lancedb import expr
+
+    literal = expr.lit(value)
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return literal.cast(pa.timestamp("us", "UTC"))  # else it is taken for local time of the column's zone
+    return literal
 
 
 def filterable(schema: pa.Schema) -> list[str]:
@@ -99,7 +113,7 @@ def _group(where: Where, schema: pa.Schema, depth: int) -> Node:
             nodes.append(members[0] if len(members) == 1 else (name, *members))
         elif name == "not":
             if not isinstance(condition, Mapping) or not condition:
-                raise QueryError(f"`not` takes one mapping of columns to conditions, not {_kind(condition)}.")
+                raise QueryError(f"`not` takes one mapping of columns to conditions, not {kind(condition)}.")
             nodes.append(("not", _group(condition, schema, depth + 1)))
         else:
             nodes.extend(_column(name, condition, schema))
@@ -116,12 +130,16 @@ def _members(name: str, condition: object, schema: pa.Schema, depth: int) -> lis
 def _column(name: object, condition: object, schema: pa.Schema) -> list[Node]:
     known = filterable(schema)
     if not isinstance(name, str) or name not in known:
-        raise QueryError(f"No column {name!r} to filter by; there are {', '.join(known)}.")
+        raise QueryError(f"No column {shown(name)} to filter by; there are {visible(', '.join(known))}.")
+    if "`" in name:
+        raise QueryError(
+            f"LanceDB cannot filter by {shown(name)}, whose name holds a backtick: carry it under another one."
+        )
     type_ = schema.field(name).type
     if not isinstance(condition, Mapping):
-        return [("eq", name, _value(name, type_, condition))]
+        return [("eq", name, converted_value(name, type_, condition))]
     if not condition:
-        raise QueryError(f"The condition on {name!r} is empty; operators are {', '.join(OPERATORS)}.")
+        raise QueryError(f"The condition on {shown(name)} is empty; operators are {', '.join(OPERATORS)}.")
     nodes: list[Node] = []
     for operator, value in condition.items():
         nodes.extend(_condition(name, type_, operator, value))
@@ -130,135 +148,35 @@ def _column(name: object, condition: object, schema: pa.Schema) -> list[Node]:
 
 def _condition(name: str, type_: pa.DataType, operator: object, value: object) -> list[Node]:
     if operator not in OPERATORS:
-        raise QueryError(f"No operator {operator!r} (on {name!r}); there are {', '.join(OPERATORS)}.")
+        raise QueryError(f"No operator {shown(operator)} (on {shown(name)}); there are {', '.join(OPERATORS)}.")
     if operator == "is_null":
         if not isinstance(value, bool):
-            raise QueryError(f"`is_null` on {name!r} takes True or False, not {value!r}.")
+            raise QueryError(f"`is_null` on {shown(name)} takes True or False, not {shown(value)}.")
         return [("is_null", name, value)]
     if operator in ("in", "between"):
-        values = [_value(name, type_, one) for one in _values(name, operator, value)]
+        values = [converted_value(name, type_, one) for one in _values(name, operator, value)]
         if operator == "in":
             return [("in", name, tuple(values))]
         if len(values) != 2:
-            raise QueryError(f"`between` on {name!r} takes two values, got {len(values)}.")
+            raise QueryError(f"`between` on {shown(name)} takes two values, got {len(values)}.")
         return [("ge", name, values[0]), ("le", name, values[1])]
-    if operator == "contains" and not _is_text(type_):
-        raise QueryError(f"`contains` needs a text column, and {name!r} is {type_}.")
+    if operator == "contains" and holds_values(type_):
+        return [("has", name, list_element(name, type_.value_type, value), type_.value_type)]
+    if operator == "contains" and not is_text(type_):
+        raise QueryError(f"`contains` needs a column of texts or lists, and {shown(name)} is {type_}.")
     if operator in ("lt", "le", "gt", "ge") and pt.is_boolean(type_):
-        raise QueryError(f"`{operator}` has no meaning on {name!r}, which is true or false.")
-    return [(operator, name, _value(name, type_, value))]
+        raise QueryError(f"`{operator}` has no meaning on {shown(name)}, which is true or false.")
+    return [(operator, name, converted_value(name, type_, value))]
 
 
 def _values(name: str, operator: object, value: object) -> list[object]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise QueryError(f"`{operator}` on {name!r} takes a list of values, not {_kind(value)}.")
-    values = list(value)
+        raise QueryError(f"`{operator}` on {shown(name)} takes a list of values, not {kind(value)}.")
+    values = list(islice(value, MAX_VALUES + 1))
     if len(values) > MAX_VALUES:
-        raise QueryError(f"`{operator}` on {name!r} takes at most {MAX_VALUES} values, got {len(values)}.")
+        raise QueryError(f"`{operator}` on {shown(name)} takes at most {MAX_VALUES} values.")
     return values
-
-
-def _value(name: str, type_: pa.DataType, value: object) -> object:
-    """Convert a value to what its column compares with, or refuse it."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if value is None:
-        raise QueryError(f"Null does not compare with {name!r}; use {{{name!r}: {{'is_null': True}}}}.")
-    converted = _convert(type_, value)
-    if converted is None:
-        wanted = _WANTED.get(family_of(type_))
-        if wanted is None:
-            raise QueryError(f"{name!r} is {type_}: only `is_null` can filter by it.")
-        raise QueryError(f"{name!r} is compared with {wanted}, not {value!r}.")
-    return converted
-
-
-_WANTED = {
-    "text": "a text",
-    "bool": "True or False",
-    "integer": "a finite number",
-    "float": "a finite number",
-    "decimal": "a finite number",
-    "date": "a date or an ISO date",
-    "timestamp": "a datetime or an ISO datetime",
-}
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    value_type = type_.value_type if pt.is_dictionary(type_) else type_
-    return bool(pt.is_string(value_type) or pt.is_large_string(value_type))
-
-
-def family_of(type_: pa.DataType) -> str:
-    """What a column compares with: text, bool, integer, float, decimal, date, timestamp; empty: with nothing."""
-    tests = {
-        "text": _is_text,
-        "bool": pt.is_boolean,
-        "integer": pt.is_integer,
-        "float": pt.is_floating,
-        "decimal": pt.is_decimal,
-        "date": pt.is_date,
-        "timestamp": pt.is_timestamp,
-    }
-    return next((name for name, test in tests.items() if test(type_)), "")
-
-
-def _convert(type_: pa.DataType, value: object) -> object:
-    family = family_of(type_)
-    if family == "text":
-        return value if isinstance(value, str) and _encodable(value) else None
-    if family == "bool":
-        return value if isinstance(value, bool) else None
-    if family in ("integer", "float", "decimal"):
-        return _number(type_, family, value)
-    if family in ("date", "timestamp"):
-        return _moment(type_, family, value)
-    return None
-
-
-def _encodable(value: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _number(type_: pa.DataType, family: str, value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        return None
-    if abs(value) > _LARGEST if isinstance(value, int) else not math.isfinite(value):
-        return None
-    if family == "decimal":
-        try:
-            return Decimal(str(value)).quantize(Decimal(1).scaleb(-max(type_.scale, 6))).normalize() + 0
-        except InvalidOperation:
-            return None
-    if family == "integer":
-        if value == int(value):
-            return int(value) if -(2**63) <= value < 2**63 else float(value)
-        return float(value)
-    number = float(value)
-    # The nearest value that the column can hold: 19.99 finds the float32 that was stored for 19.99.
-    narrow = np.float32(number) if pt.is_float32(type_) and abs(number) < float(np.finfo("f4").max) else number
-    return float(narrow) + 0.0
-
-
-def _moment(type_: pa.DataType, family: str, value: object) -> object:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day)
-    if not isinstance(value, datetime):
-        return None
-    if family == "date":
-        return value.date() if value == datetime(value.year, value.month, value.day) else None
-    if type_.tz is None:
-        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
-    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def _count(node: Node) -> int:
     return sum(_count(child) for child in node[1:]) if node[0] in ("and", "or", "not") else 1
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"

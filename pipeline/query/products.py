@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.query.filters import expression, family_of
+from pipeline.query.filter_values import family_of, is_storable
+from pipeline.query.filters import expression
 from pipeline.query.nearest import Pinned
 
 COMMONEST = 200
@@ -45,7 +46,7 @@ class Facet:
 
 def read_products(pinned: Pinned, product_ids: Iterable[str], columns: Sequence[str]) -> dict[str, dict[str, object]]:
     """Columns of products, by product_id."""
-    wanted = sorted(set(product_ids))
+    wanted = sorted(product_id for product_id in set(product_ids) if is_storable(product_id))
     asked = list(dict.fromkeys(["product_id", *columns]))
     found: dict[str, dict[str, object]] = {}
     for at in range(0, len(wanted), _IDS_AT_ONCE):

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.errors import QueryError
+from pipeline.query.filter_values import shown
 from pipeline.query.filters import Node, Where, parse_where
 from pipeline.query.rerank import Diversify
+from pipeline.shown import visible
 
 VECTOR_MODES = ("text", "image", "avg")
 """A mode searches the column `<mode>_vector`: query to description, to pictures, to their average."""
@@ -67,19 +69,19 @@ def check(
         QueryError: an option has no defined answer; the sentence says what would.
     """
     if mode not in MODES:
-        raise QueryError(f"No mode {mode!r}; there are {', '.join(MODES)}.")
+        raise QueryError(f"No mode {shown(mode)}; there are {', '.join(MODES)}.")
     for name, value, low in (("k", k, 1), ("offset", offset, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise QueryError(f"{name} is a whole number from {low}, not {value!r}.")
+            raise QueryError(f"{name} is a whole number from {low}, not {shown(value)}.")
     window = HYBRID_WINDOW if mode == "hybrid" else MAX_WINDOW
     if offset + k > window:
-        raise QueryError(f"offset + k is {offset + k}; {mode} results reach to {window}.")
+        raise QueryError(f"offset + k is {shown(offset + k)}; {mode} results reach to {window}.")
     if diversify is not None and not isinstance(diversify, Diversify):
         raise QueryError(f"`diversify` takes a Diversify, not a {type(diversify).__name__}.")
     collapse = collapse_duplicates
     is_number = isinstance(collapse, int | float) and not isinstance(collapse, bool)
     if collapse is not None and not (is_number and 0 <= collapse <= 2):
-        raise QueryError(f"collapse_duplicates is a cosine distance from 0 to 2, not {collapse!r}.")
+        raise QueryError(f"collapse_duplicates is a cosine distance from 0 to 2, not {shown(collapse)}.")
     condition = None if where is None else parse_where(where, schema)
     return Request(mode, k, offset, _columns(schema, columns), condition, bool(exact), diversify, collapse)
 
@@ -96,5 +98,5 @@ def _columns(schema: pa.Schema, columns: Sequence[str] | None) -> tuple[str, ...
     chosen = list(columns)
     for name in chosen:
         if not isinstance(name, str) or name not in schema.names:
-            raise QueryError(f"No column {name!r}; there are {', '.join(schema.names)}.")
+            raise QueryError(f"No column {shown(name)}; there are {visible(', '.join(schema.names))}.")
     return tuple(dict.fromkeys(chosen))

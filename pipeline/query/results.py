@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pipeline.errors import QueryError
 from pipeline.records import Hit
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.query.encoder import Vector
+
+
+SAME_PICTURE = 0.02
+"""Cosine distance up to which two images are taken for the same picture."""
 
 
 class Hits(list[Hit]):
@@ -42,7 +47,7 @@ class Hits(list[Hit]):
         """
         import numpy as np
 
-        vectors = [vector for vector in self._vectors() if vector is not None]
+        vectors = [vector for vector in self._images if vector is not None]
         if len(vectors) < 2:
             return None
         points: np.ndarray = np.stack(vectors).astype(np.float64)
@@ -51,16 +56,31 @@ class Hits(list[Hit]):
         total = float(np.square(points.sum(axis=0)).sum())  # all pairs, each twice, and each with itself
         return max(0.0, 1.0 - (total - n) / (n * (n - 1)))
 
-    def look_alikes(self, within: float) -> dict[int, int]:
+    def look_alikes(self, within: float = SAME_PICTURE) -> dict[int, int]:
         """Hits of this page that look like a better one of it: place to place, from 0.
 
+        Of a result that was not reordered the image vectors are read when this is asked for the first time.
+
         Args:
-            within: cosine distance up to which two images look the same.
+            within: cosine distance, 0 to 2, up to which two images look the same.
+
+        Returns:
+            By place of each worse hit the place of the best one that it looks like, which is in no such pair itself.
+
+        Raises:
+            QueryError: `within` is no such distance.
         """
+        is_number = isinstance(within, int | float) and not isinstance(within, bool)
+        if not is_number or not 0 <= within <= 2:
+            raise QueryError(f"look_alikes takes a cosine distance from 0 to 2, not {within!r}.")
         from pipeline.query.rerank import distinct
 
-        _, left_out = distinct(self._vectors(), within)
+        _, left_out = distinct(self._images, within)
         return {place: kept for kept, places in left_out.items() for place in places}
+
+    @cached_property
+    def _images(self) -> Sequence[Vector | None]:
+        return self._vectors()
 
     @cached_property
     def rank_correlation(self) -> float | None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.errors import QueryError
 from pipeline.query.encoder import Encoder, words_of
+from pipeline.query.filter_values import is_storable, shown
 from pipeline.query.filters import Where, expression
 from pipeline.query.nearest import Pinned, nearest
 from pipeline.query.request import MODES, VECTOR_MODES, Request, check
@@ -213,7 +214,7 @@ class Searcher:
 
     def thumbnails(self, product_ids: Iterable[str]) -> dict[str, bytes]:
         """JPEG thumbnails of the products' first embedded images; products without one are left out."""
-        wanted = sorted(set(product_ids))
+        wanted = sorted(product_id for product_id in set(product_ids) if is_storable(product_id))
         first: dict[str, tuple[int, bytes]] = {}
         for at in range(0, len(wanted), 500):
             filter_ = expression(("in", "product_id", tuple(wanted[at : at + 500])))
@@ -254,6 +255,8 @@ def _find(db: str, number: int | None) -> Release:
 
     try:
         if number is not None:
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise QueryError(f"A release is a whole number, not {shown(number)}.")
             return get_release(db, number)
         newest = newest_release(db)
     except (OSError, ValueError) as error:
