@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ImageRejected, MissingExtra, QueryError, first_line
+from pipeline.query.filter_values import is_storable
 from pipeline.records import ImageLimits
 
 Vector = npt.NDArray[np.float32]
@@ -107,7 +108,7 @@ class Encoder:
                 raise QueryError("The query text is empty.")
             if len(text) > MAX_TEXT_CHARACTERS:
                 raise QueryError(f"The query text has {len(text)} characters; {MAX_TEXT_CHARACTERS} are the most.")
-            if any("\ud800" <= character <= "\udfff" for character in text):
+            if not is_storable(text):
                 raise QueryError("The query text holds half of a surrogate pair or bytes that are no UTF-8.")
         with self._caching:
             known = {text: self._texts[text] for text in texts if text in self._texts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline.errors import QueryError
 from pipeline.query.encoder import Encoder, Vector
+from pipeline.query.filter_values import is_storable
 from pipeline.query.filters import Node, expression
 from pipeline.query.request import HYBRID_WINDOW, Request
 from pipeline.query.rerank import distinct, rerank
@@ -85,12 +86,23 @@ def nearest(pinned: Pinned, vector: Vector, words: str, request: Request) -> Hit
 def image_vectors(pinned: Pinned, product_ids: Sequence[str]) -> list[Vector | None]:
     """Image vectors (D,) of products, in their order; None where one has no image."""
     known: dict[str, Vector | None] = {}
-    wanted = sorted(set(product_ids))
-    for at in range(0, len(wanted), _IDS_AT_ONCE):
-        filter_ = expression(("in", "product_id", tuple(wanted[at : at + _IDS_AT_ONCE])))
-        found = pinned.products.search().where(filter_).select(["product_id", "image_vector"]).limit(None).to_arrow()
+    for found in rows_of(pinned.products, product_ids, ["product_id", "image_vector"]):
         known |= zip(found["product_id"].to_pylist(), _rows(found["image_vector"]), strict=True)
     return [known[product_id] for product_id in product_ids]
+
+
+def rows_of(table: Any, product_ids: Iterable[str], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Columns of a table's rows of these products, some hundred products at a time; ids that no table holds have none.
+
+    Args:
+        table: LanceDB's handle of `products` or `images`, on its version.
+        product_ids: in any order.
+        columns: which are read.
+    """
+    wanted = sorted(product_id for product_id in set(product_ids) if is_storable(product_id))
+    for at in range(0, len(wanted), _IDS_AT_ONCE):
+        filter_ = expression(("in", "product_id", tuple(wanted[at : at + _IDS_AT_ONCE])))
+        yield table.search().where(filter_).select(list(columns)).limit(None).to_arrow()
 
 
 def _distinct(

@@ -10,15 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.query.filter_values import family_of, is_storable
-from pipeline.query.filters import expression
-from pipeline.query.nearest import Pinned
+from pipeline.query.filter_values import family_of
+from pipeline.query.nearest import Pinned, rows_of
 
 COMMONEST = 200
 """So many values of a text column are named, the commonest ones."""
 
 _MOST_VALUES = 5_000  # a column of more different texts is no category
-_IDS_AT_ONCE = 500
 _NO_FILTERS = {"text_sha256", "images_sha256", "partition"}
 _FREE_TEXT = {"product_id", "title", "description"}
 _RANGED = {"integer", "float", "decimal", "date", "timestamp"}
@@ -46,14 +44,12 @@ class Facet:
 
 def read_products(pinned: Pinned, product_ids: Iterable[str], columns: Sequence[str]) -> dict[str, dict[str, object]]:
     """Columns of products, by product_id."""
-    wanted = sorted(product_id for product_id in set(product_ids) if is_storable(product_id))
     asked = list(dict.fromkeys(["product_id", *columns]))
-    found: dict[str, dict[str, object]] = {}
-    for at in range(0, len(wanted), _IDS_AT_ONCE):
-        filter_ = expression(("in", "product_id", tuple(wanted[at : at + _IDS_AT_ONCE])))
-        for row in pinned.products.search().where(filter_).select(asked).limit(None).to_list():
-            found[row["product_id"]] = {name: row[name] for name in columns}
-    return found
+    return {
+        row["product_id"]: {name: row[name] for name in columns}
+        for rows in rows_of(pinned.products, product_ids, asked)
+        for row in rows.to_pylist()
+    }
 
 
 def read_facets(pinned: Pinned) -> list[Facet]:

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from pipeline.errors import QueryError
 from pipeline.query.encoder import Encoder, words_of
-from pipeline.query.filter_values import is_storable, shown
-from pipeline.query.filters import Where, expression
-from pipeline.query.nearest import Pinned, nearest
+from pipeline.query.filter_values import shown
+from pipeline.query.filters import Where
+from pipeline.query.nearest import Pinned, nearest, rows_of
 from pipeline.query.request import MODES, VECTOR_MODES, Request, check
 from pipeline.query.rerank import Diversify
 from pipeline.query.results import Hits
@@ -214,12 +214,9 @@ class Searcher:
 
     def thumbnails(self, product_ids: Iterable[str]) -> dict[str, bytes]:
         """JPEG thumbnails of the products' first embedded images; products without one are left out."""
-        wanted = sorted(product_id for product_id in set(product_ids) if is_storable(product_id))
         first: dict[str, tuple[int, bytes]] = {}
-        for at in range(0, len(wanted), 500):
-            filter_ = expression(("in", "product_id", tuple(wanted[at : at + 500])))
-            columns = ["product_id", "ordinal", "thumbnail"]
-            for row in self._pinned.images.search().where(filter_).select(columns).limit(None).to_list():
+        for rows in rows_of(self._pinned.images, product_ids, ["product_id", "ordinal", "thumbnail"]):
+            for row in rows.to_pylist():
                 known = first.get(row["product_id"])
                 if row["thumbnail"] and (known is None or row["ordinal"] < known[0]):
                     first[row["product_id"]] = (row["ordinal"], row["thumbnail"])
