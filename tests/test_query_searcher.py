@@ -20,6 +20,7 @@ from pipeline.errors import MissingExtra, ModelError, QueryError
 from pipeline.model import load_model
 from pipeline.query import Diversify, Mixture, Searcher
 from pipeline.query.encoder import Encoder
+from pipeline.query.recent import Recent
 from pipeline.store.indices import build_indices
 
 MODES = ("text", "image", "avg")
@@ -324,6 +325,25 @@ def test_a_text_is_embedded_once_and_without_the_image_tower(modelled):
         _ = tower.image_tower
     assert encoder.encode(["red dress"])[0] is first
     np.testing.assert_allclose(first, model.embed_texts(["red dress"])[0], atol=1e-6)
+
+
+def test_an_image_is_embedded_once(modelled):
+    db, model, _ = modelled
+    encoder, photo = Searcher.open(db)._pinned.encoder, jpeg((0, 0, 200))
+    first = encoder.encode([photo])[0]
+    del encoder._towers["image"]
+    assert encoder.encode([photo])[0] is first
+    assert "image" not in encoder._towers
+    np.testing.assert_allclose(first, model.embed_images([photo])[0], atol=1e-6)
+
+
+def test_only_what_was_asked_lately_is_remembered():
+    recent = Recent(2)
+    recent.put("a", 0)
+    recent.put("b", 1)
+    assert recent.get("a") == 0
+    recent.put("c", 2)
+    assert ("a" in recent, "b" in recent, "c" in recent, recent.get("b")) == (True, False, True, None)
 
 
 def test_another_model_is_refused_by_name(modelled, db, tmp_path):

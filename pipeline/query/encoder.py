@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import stat
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pipeline.errors import ImageRejected, MissingExtra, QueryError, first_line
 from pipeline.query.filter_values import is_storable
+from pipeline.query.recent import Recent
 from pipeline.records import ImageLimits
 
 Vector = npt.NDArray[np.float32]
@@ -23,6 +24,7 @@ Vector = npt.NDArray[np.float32]
 MAX_TEXT_CHARACTERS = 20_000
 MAX_PARTS = 64
 _CACHED_TEXTS = 4096
+_CACHED_IMAGES = 256
 _LEAST_LENGTH = 1e-4  # of the sum of the weights: below that float32 rounding has a say in the direction
 
 
@@ -74,9 +76,9 @@ class Encoder:
         self.settings = dict(settings or {})
         self.device = device
         self._towers: dict[str, Any] = {}
-        self._texts: OrderedDict[str, Vector] = OrderedDict()
+        self._texts: Recent[str, Vector] = Recent(_CACHED_TEXTS)
+        self._images: Recent[bytes, Vector] = Recent(_CACHED_IMAGES)  # the next page, or mode, of the same image
         self._loading = threading.Lock()
-        self._caching = threading.Lock()
 
     def encode(self, queries: Sequence[object]) -> list[Vector]:
         """Vectors of the queries, in order; all texts go through the tower in one batch.
@@ -99,8 +101,7 @@ class Encoder:
 
     def knows(self, text: str) -> bool:
         """Whether the vector of a text is remembered."""
-        with self._caching:
-            return text in self._texts
+        return text in self._texts
 
     def _encode_texts(self, texts: list[str]) -> dict[str, Vector]:
         for text in texts:
@@ -110,29 +111,32 @@ class Encoder:
                 raise QueryError(f"The query text has {len(text)} characters; {MAX_TEXT_CHARACTERS} are the most.")
             if not is_storable(text):
                 raise QueryError("The query text holds half of a surrogate pair or bytes that are no UTF-8.")
-        with self._caching:
-            known = {text: self._texts[text] for text in texts if text in self._texts}
-            for text in known:
-                self._texts.move_to_end(text)
+        known = {text: vector for text in texts if (vector := self._texts.get(text)) is not None}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         if missing:
             vectors = self._tower("text").embed_texts(missing)
             fresh = {text: self._checked(vector) for text, vector in zip(missing, vectors, strict=True)}
-            with self._caching:
-                self._texts.update(fresh)
-                while len(self._texts) > _CACHED_TEXTS:
-                    self._texts.popitem(last=False)
-            known.update(fresh)
+            for text, vector in fresh.items():
+                self._texts.put(text, vector)
+            known |= fresh
         return known
 
     def _encode_other(self, query: object) -> Vector:
         if isinstance(query, bytes | bytearray | memoryview | os.PathLike) or _is_pil(query):
-            image = _image(query)
+            return self._encode_image(_image(query))
+        return self._checked(query)
+
+    def _encode_image(self, image: Any) -> Vector:
+        digest = hashlib.sha256(image).digest() if isinstance(image, bytes) else None
+        known = None if digest is None else self._images.get(digest)
+        if known is None:
             try:
-                return self._checked(self._tower("image").embed_images([image])[0])
+                known = self._checked(self._tower("image").embed_images([image])[0])
             except ImageRejected as error:
                 raise QueryError(f"The query image cannot be used: {error.detail}") from error
-        return self._checked(query)
+            if digest is not None:
+                self._images.put(digest, known)
+        return known
 
     def _checked(self, vector: object) -> Vector:
         """The vector as float32 (D,) with unit L2 norm."""

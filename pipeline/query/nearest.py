@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from pipeline.errors import QueryError
 from pipeline.query.encoder import Encoder, Vector
 from pipeline.query.filter_values import is_storable
 from pipeline.query.filters import Node, expression
+from pipeline.query.recent import Recent
 from pipeline.query.request import HYBRID_WINDOW, Request
 from pipeline.query.rerank import distinct, rerank
 from pipeline.query.results import Hits
@@ -46,8 +45,8 @@ class Pinned:
     encoder: Encoder
     text_columns: tuple[str, ...] = ()
     """Those of title and description that have a full-text index."""
-    passing: OrderedDict[Node, int] = field(default_factory=OrderedDict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    passing: Recent[Node, int] = field(default_factory=lambda: Recent(_CACHED_FILTERS))
+    """How many products pass a filter, counted no further than `RARE_ROWS` and one."""
 
 
 def nearest(pinned: Pinned, vector: Vector, words: str, request: Request) -> Hits:
@@ -243,13 +242,9 @@ def vector_query(
 
 def passing(pinned: Pinned, node: Node, filter_: Any) -> int:
     """How many products pass a filter, counted no further than needed and remembered for the release."""
-    with pinned.lock:
-        known = pinned.passing.get(node)
+    known = pinned.passing.get(node)
     if known is None:
         scan = pinned.products.search().where(filter_).select(["product_id"]).limit(RARE_ROWS + 1)
         known = len(scan.to_arrow())
-        with pinned.lock:
-            pinned.passing[node] = known
-            while len(pinned.passing) > _CACHED_FILTERS:
-                pinned.passing.popitem(last=False)
+        pinned.passing.put(node, known)
     return known

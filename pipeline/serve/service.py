@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.errors import first_line
-from pipeline.query import Diversify, Mixture, Searcher
-from pipeline.query.encoder import Vector
+from pipeline.query import Diversify, Searcher
 from pipeline.serve.answers import schema_answer, search_answer, similar_answer, texts_of
 from pipeline.serve.batches import Batches
 from pipeline.serve.metrics import Metrics
@@ -26,7 +22,6 @@ WAITING = 64
 """So many requests may wait for a thread; more are told to come again."""
 
 _WAITING_KEYS = 1_024
-_IMAGES_KEPT = 256  # vectors of query images: the next page of the same image needs no tower
 
 
 class Service:
@@ -49,8 +44,6 @@ class Service:
             Searcher.encode, self._tower, most=TEXTS_AT_ONCE, waiting=_WAITING_KEYS, seen=metrics.text_batch.observe
         )
         self._pictures = Batches(_thumbnails, self._reader, most=64, waiting=_WAITING_KEYS)
-        self._images: OrderedDict[tuple[str, bytes], Vector] = OrderedDict()
-        self._lock = threading.Lock()
         self._schema: tuple[int, bytes] | None = None
         self._said = ""
         metrics.release.set(searcher.release.release)
@@ -65,7 +58,7 @@ class Service:
         """The answer to a search, as JSON."""
         held = self.searcher
         await self._embed(held, query)
-        return await self._searches.run(lambda: search_answer(held, self._with_vectors(held, query), chosen, mark))
+        return await self._searches.run(lambda: search_answer(held, query, chosen, mark))
 
     async def similar(self, product_id: str, chosen: Mapping[str, Any], mark: float | None) -> bytes:
         """Products like one, as JSON."""
@@ -123,23 +116,6 @@ class Service:
         fresh = [text for text in dict.fromkeys(texts_of(query)) if not held.knows(text)]
         if fresh:
             await asyncio.gather(*(self._texts.ask(held, text) for text in fresh))
-
-    def _with_vectors(self, held: Searcher, query: object) -> object:
-        """The query with the vectors of its images in their place."""
-        if isinstance(query, Mixture):
-            return Mixture([(self._with_vectors(held, part), weight) for part, weight in query.parts])
-        if not isinstance(query, bytes):
-            return query
-        key = (held.release.model_id, hashlib.sha256(query).digest())
-        with self._lock:
-            known = self._images.get(key)
-        if known is None:
-            known = held.encode([query])[0]
-            with self._lock:
-                self._images[key] = known
-                while len(self._images) > _IMAGES_KEPT:
-                    self._images.popitem(last=False)
-        return known
 
 
 def _thumbnails(searcher: Searcher, product_ids: list[str]) -> list[bytes | None]:
