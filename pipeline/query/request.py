@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.errors import QueryError
 from pipeline.query.filter_values import shown
 from pipeline.query.filters import Node, Where, parse_where
-from pipeline.query.rerank import Diversify
+from pipeline.query.rerank import Diversify, is_distance
 from pipeline.shown import visible
 
 VECTOR_MODES = ("text", "image", "avg")
@@ -79,8 +79,7 @@ def check(
     if diversify is not None and not isinstance(diversify, Diversify):
         raise QueryError(f"`diversify` takes a Diversify, not a {type(diversify).__name__}.")
     collapse = collapse_duplicates
-    is_number = isinstance(collapse, int | float) and not isinstance(collapse, bool)
-    if collapse is not None and not (is_number and 0 <= collapse <= 2):
+    if collapse is not None and not is_distance(collapse):
         raise QueryError(f"collapse_duplicates is a cosine distance from 0 to 2, not {shown(collapse)}.")
     condition = None if where is None else parse_where(where, schema)
     return Request(mode, k, offset, _columns(schema, columns), condition, bool(exact), diversify, collapse)

@@ -107,6 +107,11 @@ def rerank(
     return Reranked(order=tuple(order), clusters=tuple(clusters))
 
 
+def is_distance(value: object) -> bool:
+    """Whether it is a cosine distance: a number from 0 to 2."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 2
+
+
 def distinct(vectors: Sequence[npt.ArrayLike | None], within: float) -> tuple[list[int], dict[int, list[int]]]:
     """Leave out candidates that look like a better one.
 
@@ -205,17 +210,15 @@ def _k_means(points: Vectors, weights: npt.NDArray[np.int64], clusters: int, see
     from sklearn.cluster import KMeans
 
     wide = points.astype(np.float64)
-    model = KMeans(n_clusters=clusters, init=wide[_starts(wide, weights, clusters, seed)], n_init=1)
+    model = KMeans(n_clusters=clusters, init=wide[_starts(points, weights, clusters, seed)], n_init=1)
     labels: npt.NDArray[np.int64] = model.fit_predict(wide, sample_weight=weights).astype(np.int64)
     return labels
 
 
-def _starts(
-    points: npt.NDArray[np.float64], weights: npt.NDArray[np.int64], clusters: int, seed: int
-) -> npt.NDArray[np.int64]:
+def _starts(points: Vectors, weights: npt.NDArray[np.int64], clusters: int, seed: int) -> npt.NDArray[np.int64]:
     """Which points k-means starts from: the best of many draws by k-means++ (Arthur and Vassilvitskii, SODA 2007)."""
     rng = np.random.default_rng(seed)
-    products = _products(points.astype(np.float32))
+    products = _products(points)
     squares = np.diag(products)
     squared = np.maximum(squares[:, None] + squares - 2 * products, 0)  # (n, n) distances
     nearest = np.ones((_STARTS, len(points)))  # squared, to the points that a start has so far

@@ -70,11 +70,10 @@ class Hits(list[Hit]):
         Raises:
             QueryError: `within` is no such distance.
         """
-        is_number = isinstance(within, int | float) and not isinstance(within, bool)
-        if not is_number or not 0 <= within <= 2:
-            raise QueryError(f"look_alikes takes a cosine distance from 0 to 2, not {within!r}.")
-        from pipeline.query.rerank import distinct
+        from pipeline.query.rerank import distinct, is_distance
 
+        if not is_distance(within):
+            raise QueryError(f"look_alikes takes a cosine distance from 0 to 2, not {within!r}.")
         _, left_out = distinct(self._images, within)
         return {place: kept for kept, places in left_out.items() for place in places}
 

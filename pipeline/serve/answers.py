@@ -6,13 +6,14 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.errors import QueryError
 from pipeline.query import Mixture, Searcher
 from pipeline.query.contact_sheet import caption
 from pipeline.query.request import VECTOR_MODES
-from pipeline.query.results import Hits
+from pipeline.query.rerank import is_distance
 from pipeline.records import Hit
 from pipeline.shown import visible
 
@@ -31,7 +32,7 @@ def search_answer(searcher: Searcher, query: object, chosen: Mapping[str, Any], 
         mark: cosine distance up to which two images of the page look the same; None: they are not compared.
     """
     begun = time.perf_counter()
-    if mark is not None and not 0 <= mark <= 2:
+    if mark is not None and not is_distance(mark):
         raise QueryError(f"mark_duplicates is a cosine distance from 0 to 2, not {mark!r}.")
     hits = searcher.search(query, **chosen)
     alike = {} if mark is None else hits.look_alikes(mark)
@@ -39,7 +40,7 @@ def search_answer(searcher: Searcher, query: object, chosen: Mapping[str, Any], 
     return as_json(
         {
             "release": searcher.release.release,
-            "hits": [_hit(hit, _better(hits, alike.get(place))) for place, hit in enumerate(hits)],
+            "hits": [_hit(hit, hits[alike[place]] if place in alike else None) for place, hit in enumerate(hits)],
             "diversity": hits.diversity if was_reordered else None,
             "rank_correlation": hits.rank_correlation,
             "seconds": round(time.perf_counter() - begun, 6),
@@ -74,24 +75,13 @@ def similar_answer(searcher: Searcher, product_id: str, chosen: Mapping[str, Any
 def schema_answer(searcher: Searcher) -> bytes:
     """What can be asked of a release, as JSON."""
     release = searcher.release
-    columns = [
-        {
-            "name": facet.name,
-            "kind": facet.kind,
-            "values": facet.values,
-            "distinct": facet.distinct,
-            "low": facet.low,
-            "high": facet.high,
-        }
-        for facet in searcher.facets()
-    ]
     return as_json(
         {
             "release": release.release,
             "products": release.checks.get("products"),
             "model": release.model,
             "modes": searcher.modes,
-            "columns": columns,
+            "columns": [asdict(facet) for facet in searcher.facets()],
         }
     )
 
@@ -122,10 +112,6 @@ def _hit(hit: Hit, better: Hit | None) -> dict[str, Any]:
         "caption": {"title": shown.title, "category": shown.category},
         "fields": hit.fields,
     }
-
-
-def _better(hits: Hits, place: int | None) -> Hit | None:
-    return None if place is None else hits[place]
 
 
 def _plain(value: object) -> object:
