@@ -57,6 +57,13 @@ def number(text: str) -> float:
     return value
 
 
+def port(text: str) -> int:
+    """The type of an argument that is a TCP port; 0 lets the system choose."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"takes a port from 0 to 65535, not {text!r}")
+    return int(text)
+
+
 class _StandardError(logging.StreamHandler[Any]):
     """Standard error as it is when a line is written, which need not be what it was at the start."""
 
@@ -143,6 +150,32 @@ def _interruptible() -> Iterator[None]:
 def tell(text: str) -> None:
     """Print lines for people; what a catalog, a path or another program put into them cannot steer the terminal."""
     print("\n".join(visible(line) for line in text.split("\n")), flush=True)
+
+
+def run_and_tell(
+    arguments: argparse.Namespace,
+    job: Callable[[], Mapping[str, Any]],
+    describe: Callable[[Mapping[str, Any]], str],
+) -> int:
+    """Run a job whose result is its output: as lines for people, or with `--json` as one object.
+
+    Args:
+        arguments: with `log_level` and `json`.
+        job: the body, as `run_job` takes it.
+        describe: makes the lines.
+
+    Returns:
+        The exit code.
+    """
+    start_log(arguments.log_level)
+
+    def told() -> Mapping[str, Any]:
+        result = job()
+        if not arguments.json:
+            tell(describe(result))
+        return result
+
+    return run_job(told, as_json=arguments.json)
 
 
 def fail(error: TwotowerError, *, as_json: bool) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, positive, run_and_tell, run_job, start_log
 
 _PART_ROWS = 250_000
 _CHANGED = 100  # one row in as many
@@ -42,19 +42,23 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = parser().parse_args(argv)
-    start_log(arguments.log_level)
+    if arguments.child:
+        start_log(arguments.log_level)
+        return run_job(lambda: _measured(arguments.rows[0]), as_json=True)
+    return run_and_tell(arguments, lambda: {str(rows): _in_process(rows) for rows in arguments.rows}, describe)
 
-    def job() -> Mapping[str, Any]:
-        if arguments.child:
-            with tempfile.TemporaryDirectory() as folder:
-                return measure(Path(folder), arguments.rows[0])
-        told = {rows: _in_process(rows) for rows in arguments.rows}
-        if not arguments.json:
-            for rows, found in told.items():
-                print(f"{rows:>11,} rows  " + "  ".join(f"{name} {value}" for name, value in found.items()))
-        return {str(rows): found for rows, found in told.items()}
 
-    return run_job(job, as_json=arguments.json or arguments.child)
+def describe(told: Mapping[str, Any]) -> str:
+    """What was measured, a line for each size."""
+    return "\n".join(
+        f"{int(rows):>11,} rows  " + "  ".join(f"{name} {value}" for name, value in found.items())
+        for rows, found in told.items()
+    )
+
+
+def _measured(rows: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(Path(folder), rows)
 
 
 def _in_process(rows: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, positive, run_and_tell
 
 Vectors = npt.NDArray[np.float32]
 
@@ -62,15 +62,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = parser().parse_args(argv)
-    start_log(arguments.log_level)
 
     def job() -> Mapping[str, Any]:
-        told = measure(arguments.out, products=arguments.products, queries=arguments.queries, seed=arguments.seed)
-        if not arguments.json:
-            print("\n".join(f"{name:<52}{value}" for name, value in told.items()))
-        return told
+        return measure(arguments.out, products=arguments.products, queries=arguments.queries, seed=arguments.seed)
 
-    return run_job(job, as_json=arguments.json)
+    return run_and_tell(arguments, job, describe)
+
+
+def describe(told: Mapping[str, Any]) -> str:
+    """What was measured, a line each."""
+    return "\n".join(f"{name:<52}{value}" for name, value in told.items())
 
 
 def measure(out: Path, *, products: int, queries: int, seed: int) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def write_db(db: str, columns: Mapping[str, Vectors], model: Path, seed: int) ->
     carried = [pa.field("price", pa.float64()), pa.field("rare", pa.string())]
     schema = products_schema(_DIM, carried)
 
-    def batches() -> Any:
+    def batches() -> Iterator[pa.RecordBatch]:
         for at in range(0, count, _BLOCK):
             rows = range(at, min(at + _BLOCK, count))
             plain = {
@@ -193,29 +194,18 @@ def write_db(db: str, columns: Mapping[str, Vectors], model: Path, seed: int) ->
 def write_model(folder: Path, seed: int) -> None:
     """A model folder of the published size with seeded weights, and the demo model's tokenizer."""
     import torch
-    from safetensors.torch import save_file
+    from tokenizers import Tokenizer
 
     import pipeline.model
-    from pipeline.model.image_tower import ImageConfig, ImageTower
-    from pipeline.model.text_tower import TextConfig, TextTower
-    from pipeline.model.weights import IMAGE_PREFIX, TEXT_PREFIX
+    from jobs.train_demo import Pair, Recipe, write_folder
+    from pipeline.model.image_tower import ImageConfig
+    from pipeline.model.text_tower import TextConfig
 
-    folder.mkdir(parents=True)
-    demo = Path(pipeline.model.__file__).parent / "demo"
-    config = json.loads((demo / "config.json").read_text())
-    config |= {
-        "projection_dim": _DIM,
-        "text_config": TextConfig().to_config(),
-        "vision_config": ImageConfig().to_config(),
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    pixels = {"size": 224, "resize_mode": "shortest", "interpolation": "bicubic", "fill_color": 0}
-    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
-    shutil.copy(demo / "tokenizer.json", folder)
     torch.manual_seed(seed)
-    towers = {TEXT_PREFIX: TextTower(TextConfig()), IMAGE_PREFIX: ImageTower(ImageConfig())}
-    weights = {prefix + key: value for prefix, tower in towers.items() for key, value in tower.state_dict().items()}
-    save_file(weights | {"logit_scale": torch.tensor(2.6592)}, folder / "model.safetensors")
+    text, image = TextConfig(), ImageConfig()
+    demo = Path(pipeline.model.__file__).parent / "demo"
+    pair = Pair(text, image, Recipe.first_scale)
+    write_folder(folder, pair, text, image, Tokenizer.from_file(str(demo / "tokenizer.json")))
 
 
 def _recall(searcher: Any, columns: Mapping[str, Vectors], asked: Vectors) -> dict[str, Any]:
@@ -279,8 +269,8 @@ def _against_lancedb(db: str, searcher: Any, vectors: Vectors, asked: Vectors) -
 
     times = _in_turns({"search": searcher.search, "lancedb": bare, "numpy": scan}, asked)
     told: dict[str, Any] = {f"{name} k=10: p50, p99 ms": _told(spent) for name, spent in times.items()}
-    told["search / lancedb, p50"] = round(_p50(times["search"]) / _p50(times["lancedb"]), 3)
-    told["search / numpy scan, p50"] = round(_p50(times["search"]) / _p50(times["numpy"]), 3)
+    told["search / lancedb, p50"] = round(statistics.median(times["search"]) / statistics.median(times["lancedb"]), 3)
+    told["search / numpy scan, p50"] = round(statistics.median(times["search"]) / statistics.median(times["numpy"]), 3)
     return told
 
 
@@ -332,8 +322,8 @@ def _first_answer(out: Path, db: str, query: Vectors) -> dict[str, Any]:
         spent.append(float(total))
         imports.append(float(lance))
     return {
-        "first answer in a fresh process: s": round(_p50(spent), 2),
-        "of that LanceDB's import: s": round(_p50(imports), 2),
+        "first answer in a fresh process: s": round(statistics.median(spent), 2),
+        "of that LanceDB's import: s": round(statistics.median(imports), 2),
         "of torch, sklearn and the like it imports": heavy.strip() or "none",
     }
 
@@ -375,12 +365,8 @@ def _in_turns(calls: Mapping[str, Callable[[Any], Any]], arguments: Any) -> dict
     return times
 
 
-def _p50(seconds: Sequence[float]) -> float:
-    return statistics.median(seconds)
-
-
 def _told(seconds: Sequence[float]) -> str:
-    return f"{1000 * _p50(seconds):.2f}, {1000 * float(np.quantile(seconds, 0.99)):.2f}"
+    return f"{1000 * statistics.median(seconds):.2f}, {1000 * float(np.quantile(seconds, 0.99)):.2f}"
 
 
 def _unit(rows: npt.NDArray[Any]) -> Vectors:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.cli import JobParser, add_log_level, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, positive, run_and_tell
 
 _PHOTO_PRODUCTS = 2000  # whose photos all products share
 _FILE_PRODUCTS = 10_000
@@ -42,15 +42,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = parser().parse_args(argv)
-    start_log(arguments.log_level)
 
     def job() -> Mapping[str, Any]:
-        told = measure(arguments.out, products=arguments.products, seed=arguments.seed)
-        if not arguments.json:
-            print("\n".join(f"{name:<34}{value}" for name, value in told.items()))
-        return told
+        return measure(arguments.out, products=arguments.products, seed=arguments.seed)
 
-    return run_job(job, as_json=arguments.json)
+    return run_and_tell(arguments, job, describe)
+
+
+def describe(told: Mapping[str, Any]) -> str:
+    """What was measured, a line each."""
+    return "\n".join(f"{name:<34}{value}" for name, value in told.items())
 
 
 def measure(out: Path, *, products: int, seed: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from jobs.cli import JobParser, add_log_level, number, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, number, positive, run_and_tell
 from pipeline.errors import RunError
 
 KINDS = {
@@ -67,15 +67,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = parser().parse_args(argv)
-    start_log(arguments.log_level)
-
-    def job() -> Mapping[str, Any]:
-        told = measure(arguments)
-        if not arguments.json:
-            print(describe(told))
-        return {**told, "exit_code": 1 if told["errors"] else 0}
-
-    return run_job(job, as_json=arguments.json)
+    return run_and_tell(arguments, lambda: measure(arguments), describe)
 
 
 @dataclass
@@ -136,6 +128,7 @@ def _told(tallies: Sequence[Tally], took: float, memory: Sequence[float]) -> dic
     errors: Counter[str] = sum((tally.errors for tally in tallies), Counter())
     everything = sorted(value for values in seconds.values() for value in values)
     return {
+        "exit_code": 1 if errors else 0,
         "requests": len(everything),
         "seconds": round(took, 2),
         "requests_per_second": round(len(everything) / took, 2),

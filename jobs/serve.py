@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import JobParser, add_log_level, number, positive, run_job, start_log
+from jobs.cli import JobParser, add_log_level, number, port, positive, run_job, start_log
 from pipeline.errors import ConfigError, MissingExtra
 
 log = logging.getLogger("jobs.serve")  # not __name__: as a job this module is __main__
@@ -48,13 +48,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add_log_level(result)
     return result
-
-
-def port(text: str) -> int:
-    """The type of an argument that is a TCP port; 0 lets the system choose."""
-    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"takes a port from 0 to 65535, not {text!r}")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

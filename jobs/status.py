@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import JobParser, add_log_level, positive, run_job, start_log, tell
+from jobs.cli import JobParser, add_log_level, port, positive, run_and_tell, run_job, start_log
 from pipeline.errors import ConfigError, TwotowerError, first_line
 from pipeline.shown import visible
 
@@ -46,32 +46,18 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def port(text: str) -> int:
-    """The type of an argument that is a TCP port; 0 lets the system choose."""
-    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"takes a port from 0 to 65535, not {text!r}")
-    return int(text)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = parser().parse_args(argv)
-    start_log(arguments.log_level)
-
-    def job() -> Mapping[str, Any]:
-        if arguments.metrics is not None:
-            return serve_metrics(arguments.db, host=arguments.metrics_host, port=arguments.metrics)
-        if arguments.run is not None:
-            run = read_run(arguments.db, arguments.run)
-            if not arguments.json:
-                tell(describe_run(run))
-            return run
-        status = read_status(arguments.db, arguments.staging, last=arguments.last)
-        if not arguments.json:
-            tell(describe(status))
-        return status
-
-    return run_job(job, as_json=arguments.json)
+    if arguments.metrics is not None:
+        start_log(arguments.log_level)
+        return run_job(
+            lambda: serve_metrics(arguments.db, host=arguments.metrics_host, port=arguments.metrics),
+            as_json=arguments.json,
+        )
+    if arguments.run is not None:
+        return run_and_tell(arguments, lambda: read_run(arguments.db, arguments.run), describe_run)
+    return run_and_tell(arguments, lambda: read_status(arguments.db, arguments.staging, last=arguments.last), describe)
 
 
 def read_status(db: str, staging: str = "", *, last: int = 5) -> dict[str, Any]:

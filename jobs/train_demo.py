@@ -290,11 +290,11 @@ def write_folder(folder: Path, pair: Pair, text: TextConfig, image: ImageConfig,
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": "jina_clip", "architectures": ["JinaCLIPModel"], "add_projections": False,
-        "projection_dim": DIM, "logit_scale_init_value": 2.6592, "torch_dtype": "float32",
+        "projection_dim": text.hidden_size, "logit_scale_init_value": 2.6592, "torch_dtype": "float32",
         "text_config": text.to_config(), "vision_config": image.to_config(),
     }  # fmt: skip
     pixels = {
-        "size": SIZE_PX, "resize_mode": "shortest", "interpolation": "bicubic", "fill_color": 0,
+        "size": image.image_size, "resize_mode": "shortest", "interpolation": "bicubic", "fill_color": 0,
         "mean": list(PUBLISHED_MEAN), "std": list(PUBLISHED_STD),
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
