@@ -1,10 +1,13 @@
-"""Text as it may be shown: control characters made visible, credentials left out."""
+"""Text as it may be shown: control characters made visible, credentials left out, markup inert, also as a page."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 _URI = re.compile(r"\w[\w+.-]*://[^\s'\"<>]+")
@@ -23,6 +26,31 @@ def visible(text: object) -> str:
         else character.encode("unicode_escape").decode("ascii")
         for character in words
     )
+
+
+def escaped(text: object) -> str:
+    """`visible` text as a part of HTML."""
+    return escape(visible(text))
+
+
+def html_page(title: str, style: str, body: str, *, sources: str = "") -> str:
+    """A whole page without a script: its one style is named by hash in the content security policy.
+
+    Args:
+        title: as text.
+        style: CSS.
+        body: as markup.
+        sources: directives of the policy beside that, such as `img-src data:`; nothing else may load.
+    """
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = "; ".join(
+        part
+        for part in (
+            "default-src 'none'", sources, f"style-src 'sha256-{digest}'", "base-uri 'none'", "form-action 'none'"
+        )
+        if part
+    )  # fmt: skip
+    return _PAGE.format(policy=escape(policy), title=escaped(title), style=style, body=body)
 
 
 def redacted(text: str) -> str:
@@ -49,3 +77,20 @@ def _without_credentials(uri: str) -> str:
     return f"{scheme}://" + _PARAMETER.sub(
         lambda match: match[0] if match[1].lower() in _HARMLESS else f"{match[1]}=…", rest
     )
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.query.contact_sheet import Section, caption
 from pipeline.records import Hit
-from pipeline.shown import visible
+from pipeline.shown import escaped, html_page
 
 _LONG_TITLE = 36
 """Characters from which a title may be cut after three lines, and is shown whole when it has the focus."""
@@ -25,18 +24,18 @@ def page(sections: Sequence[Section], *, query: str, thumbnails: Mapping[str, by
     better one links to it; the ids of duplicates that are not shown unfold. All of that works by keyboard.
     """
     style = (Path(__file__).parent / "contact_page.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return _PAGE.format(
-        policy=html.escape(policy, quote=True),
-        style=style,
-        heading=_text(query),
-        note=f"<p>{_text(note)}</p>" if note else "",
-        links="\n".join(
-            f'<li><a href="#s{number}">{_text(section.label)}</a></li>' for number, section in enumerate(sections)
-        ),
-        sections="\n".join(_section(section, number, thumbnails) for number, section in enumerate(sections)),
+    lead = f"<p>{escaped(note)}</p>" if note else ""
+    links = "\n".join(
+        f'<li><a href="#s{number}">{escaped(section.label)}</a></li>' for number, section in enumerate(sections)
     )
+    lists = "\n".join(_section(section, number, thumbnails) for number, section in enumerate(sections))
+    body = (
+        '<a class="skip" href="#results">Skip to the results</a>\n'
+        f'<header><h1 dir="auto">{escaped(query)}</h1>{lead}\n'
+        f'<nav aria-label="Lists"><ul role="list">\n{links}\n</ul></nav></header>\n'
+        f'<main id="results" tabindex="-1">\n{lists}\n</main>'
+    )
+    return html_page(query, style, body, sources="img-src data:")
 
 
 def _section(section: Section, number: int, thumbnails: Mapping[str, bytes]) -> str:
@@ -45,19 +44,19 @@ def _section(section: Section, number: int, thumbnails: Mapping[str, bytes]) -> 
         _tile(hit, section.better(place), name, thumbnails.get(hit.product_id))
         for place, hit in enumerate(section.hits)
     )
-    note = f'<p id="{name}-note">{_text(section.note)}</p>\n' if section.note else ""
+    note = f'<p id="{name}-note">{escaped(section.note)}</p>\n' if section.note else ""
     described = f' aria-describedby="{name}-note"' if section.note else ""
     # A list without bullets is none to some screen readers, unless it says its role.
     body = f'<ol role="list" aria-labelledby="{name}">\n{tiles}\n</ol>' if tiles else "<p>Nothing was found.</p>"
     return (
         f'<section aria-labelledby="{name}"{described}>\n'
-        f'<h2 id="{name}" tabindex="-1">{_text(section.label)}</h2>\n{note}{body}\n</section>'
+        f'<h2 id="{name}" tabindex="-1">{escaped(section.label)}</h2>\n{note}{body}\n</section>'
     )
 
 
 def _tile(hit: Hit, better: Hit | None, name: str, thumbnail: bytes | None) -> str:
     shown = caption(hit, better)
-    title, product = html.escape(shown.title), _text(hit.product_id)
+    title, product = html.escape(shown.title), escaped(hit.product_id)
     image = '<div class="none">no image</div>'
     if thumbnail:
         data = base64.b64encode(thumbnail).decode()
@@ -68,7 +67,7 @@ def _tile(hit: Hit, better: Hit | None, name: str, thumbnail: bytes | None) -> s
     if better is not None:
         same = f'<a class="same" href="#{name}-{better.rank}">{shown.same}</a>'
     if shown.left_out:
-        ids = "".join(f"<li>{_text(product_id)}</li>" for product_id in hit.duplicates)
+        ids = "".join(f"<li>{escaped(product_id)}</li>" for product_id in hit.duplicates)
         left_out = f'<details><summary>{shown.left_out}</summary><ul role="list">{ids}</ul></details>'
     reach = ' tabindex="0"' if len(shown.title) > _LONG_TITLE else ""  # where it may be cut, the focus shows it whole
     category = f"<span>{html.escape(shown.category)}</span>" if shown.category else ""
@@ -78,31 +77,3 @@ def _tile(hit: Hit, better: Hit | None, name: str, thumbnail: bytes | None) -> s
         f'<figcaption><b dir="auto"{reach}>{title}</b>{category}<span>{shown.score}</span>{left_out}</figcaption>'
         "</figure></li>"
     )
-
-
-def _text(text: object) -> str:
-    return html.escape(visible(text))
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{heading}</title>
-<style>{style}</style>
-</head>
-<body>
-<a class="skip" href="#results">Skip to the results</a>
-<header><h1 dir="auto">{heading}</h1>{note}
-<nav aria-label="Lists"><ul role="list">
-{links}
-</ul></nav></header>
-<main id="results" tabindex="-1">
-{sections}
-</main>
-</body>
-</html>
-"""

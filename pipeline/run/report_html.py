@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Sequence
 from html import escape
 
-from pipeline.shown import visible
+from pipeline.shown import escaped, html_page
 
 _WIDTH, _HEIGHT = 1000, 240
 _NUMBER = re.compile(r"[+-]?[0-9][0-9,.e+-]*%?")
@@ -22,14 +20,8 @@ def document(heading: str, lead: str, sections: Sequence[str]) -> str:
         lead: under the heading, as markup.
         sections: as markup.
     """
-    style = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-    return _PAGE.format(
-        policy=escape(f"default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'"),
-        style=_STYLE,
-        heading=text(heading),
-        lead=lead,
-        sections="\n".join(sections),
-    )
+    shown = "\n".join(sections)
+    return html_page(heading, _STYLE, f"<header><h1>{escaped(heading)}</h1>{lead}</header>\n<main>\n{shown}\n</main>")
 
 
 class Markup(str):
@@ -40,28 +32,25 @@ class Markup(str):
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first column names the row; cells without markup of ours are escaped."""
-    top = "".join(f'<th scope="col">{text(name)}</th>' if name else "<td></td>" for name in head)
+    top = "".join(f'<th scope="col">{escaped(name)}</th>' if name else "<td></td>" for name in head)
     top = f"<thead><tr>{top}</tr></thead>" if head else ""
-    body = "".join(f'<tr><th scope="row">{text(first)}</th>{"".join(map(_cell, rest))}</tr>' for first, *rest in rows)
-    return f"<table><caption>{text(caption)}</caption>{top}<tbody>{body}</tbody></table>"
+    body = "".join(
+        f'<tr><th scope="row">{escaped(first)}</th>{"".join(map(_cell, rest))}</tr>' for first, *rest in rows
+    )
+    return f"<table><caption>{escaped(caption)}</caption>{top}<tbody>{body}</tbody></table>"
 
 
 def _cell(cell: str) -> str:
     if isinstance(cell, Markup):
         return f'<td class="bars">{cell}</td>'
     kind = "number" if _NUMBER.fullmatch(cell) else "value"
-    return f'<td class="{kind}">{text(cell)}</td>'
+    return f'<td class="{kind}">{escaped(cell)}</td>'
 
 
 def section(title: str, body: str) -> str:
     """A part of the page under its heading."""
     name = title.lower().replace(" ", "-").replace("'", "")
     return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>{body}</section>'
-
-
-def text(value: object) -> str:
-    """Anything as text of the page."""
-    return escape(visible(value))
 
 
 def bar(parts: Sequence[tuple[str, float]], whole: float) -> str:
@@ -149,22 +138,4 @@ thead td { border-top: 0; }
 .grid { stroke: var(--line); stroke-width: 1; vector-effect: non-scaling-stroke; }
 .line { fill: none; stroke: var(--busy); stroke-width: 2; vector-effect: non-scaling-stroke; }
 .area { fill: var(--busy); opacity: 0.15; }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{heading}</title>
-<style>{style}</style>
-</head>
-<body>
-<header><h1>{heading}</h1>{lead}</header>
-<main>
-{sections}
-</main>
-</body>
-</html>
 """

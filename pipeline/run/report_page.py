@@ -7,8 +7,9 @@ from html import escape
 from typing import Any
 
 from pipeline.run.progress import STAGES
-from pipeline.run.report_html import Markup, bar, document, line, section, table, text
+from pipeline.run.report_html import Markup, bar, document, line, section, table
 from pipeline.run.usage import Sample, rows_per_s
+from pipeline.shown import escaped
 
 _PARTS = {
     "towers": "towers at work",
@@ -51,8 +52,8 @@ def page(told: Mapping[str, Any], series: Sequence[Sample]) -> str:
         section("Settings", _settings(told)),
     )
     heading = f"{told['job']} {told['run_id']}: {told['status']}"
-    slower = f"<p>{text(told['slower_sentence'])}.</p>" if told["slower_sentence"] else ""
-    lead = f"<p><strong>Bottleneck:</strong> {text(told['diagnosis']['sentence'])}.</p>"
+    slower = f"<p>{escaped(told['slower_sentence'])}.</p>" if told["slower_sentence"] else ""
+    lead = f"<p><strong>Bottleneck:</strong> {escaped(told['diagnosis']['sentence'])}.</p>"
     return document(heading, lead + slower, sections)
 
 
