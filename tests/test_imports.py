@@ -28,6 +28,8 @@ OWNERS = {
     "pydantic": ("serve/",),
     "prometheus_client": ("serve/metrics.py",),
     "sklearn": ("query/rerank.py", "store/indices.py"),
+    "scipy": ("evaluate/statistics.py",),
+    "matplotlib": ("evaluate/plots.py",),
 }
 FILES = sorted(PIPELINE.rglob("*.py"))
 
