@@ -1,0 +1,150 @@
+"""The products of a release as an evaluation sees them: keys, names, categories, and vectors a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.evaluate.vocabulary import frequencies, phrase_of, type_of
+from pipeline.store.tables import Database
+
+FINE = ("category", "type")
+"""How "fine" is defined: the catalog's own `fine_category`, or the type that a product's title or description names."""
+
+_BLOCK_ROWS = 8192
+_BLOCKS_AHEAD = 2  # Lance's own default reads 16 batches ahead, a gigabyte of vectors
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A category of each product.
+
+    Attributes:
+        names: of the categories, sorted.
+        codes: int32 (N,), place of each product's category in `names`; -1 where it has none.
+    """
+
+    names: tuple[str, ...]
+    codes: npt.NDArray[np.int32]
+
+    @cached_property
+    def code_of(self) -> dict[str, int]:
+        """Place of each name."""
+        return {name: code for code, name in enumerate(self.names)}
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """int64 (categories,), how many products each has."""
+        return np.bincount(self.codes[self.codes >= 0], minlength=len(self.names)).astype(np.int64)
+
+    def name(self, place: int) -> str | None:
+        """Category of the product at a place."""
+        code = int(self.codes[place])
+        return self.names[code] if code >= 0 else None
+
+
+@dataclass(frozen=True)
+class Products:
+    """All products of one version of the table, in order of product_id; a product's place is its row here.
+
+    Attributes:
+        ids: string (N,), sorted.
+        phrases: what each is called, empty where it has no text.
+        texts: title and description, for what else a text holds.
+        levels: `broad` and `fine`.
+    """
+
+    ids: pa.StringArray
+    phrases: Sequence[str]
+    texts: Sequence[str]
+    levels: dict[str, Labels]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def places(self, ids: Any) -> npt.NDArray[np.int32]:
+        """int32 (n,), place of each id; -1 where there is no such product."""
+        found = pc.index_in(pa.array(ids, pa.string()) if isinstance(ids, list) else ids, value_set=self.ids)
+        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32)
+
+    def place(self, product_id: str) -> int:
+        """Place of one id, -1 where there is no such product."""
+        return int(self.places([product_id])[0])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows' vectors.
+
+    Attributes:
+        places: int32 (n,).
+        vectors: float32 (n, D) by mode, of unit length where present.
+        present: bool (n,) by mode.
+    """
+
+    places: npt.NDArray[np.int32]
+    vectors: dict[str, npt.NDArray[np.float32]]
+    present: dict[str, npt.NDArray[np.bool_]]
+
+
+def read_products(db: Database, version: int, *, fine: str = "category") -> Products:
+    """Read everything but the vectors.
+
+    Args:
+        db: the database.
+        version: of the table `products`.
+        fine: one of `FINE`.
+    """
+    names = ["product_id", "title", "description", "broad_category", "fine_category"]
+    table = db.dataset("products", version).to_table(columns=names).sort_by("product_id").combine_chunks()
+    titles, descriptions = table["title"].to_pylist(), table["description"].to_pylist()
+    phrases = [phrase_of(*pair) for pair in zip(titles, descriptions, strict=True)]
+    texts = [f"{title or ''} {description or ''}" for title, description in zip(titles, descriptions, strict=True)]
+    broad = [value or None for value in table["broad_category"].to_pylist()]
+    if fine == "type":
+        counts = frequencies(phrases)
+        kinds = [type_of(phrase, counts) for phrase in phrases]
+    else:
+        kinds = [value or None for value in table["fine_category"].to_pylist()]
+    ids = table["product_id"].chunk(0) if table.num_rows else pa.array([], pa.string())
+    return Products(ids, phrases, texts, {"broad": labels(broad), "fine": labels(kinds)})
+
+
+def labels(values: Sequence[str | None]) -> Labels:
+    """Categories as codes."""
+    names = tuple(sorted({value for value in values if value is not None}))
+    code_of = {name: code for code, name in enumerate(names)}
+    return Labels(names, np.array([-1 if value is None else code_of[value] for value in values], np.int32))
+
+
+def read_blocks(db: Database, version: int, products: Products, modes: Sequence[str]) -> Iterator[Block]:
+    """The vectors of all products, a block of rows at a time, in the order of the table; memory is bounded.
+
+    Args:
+        db: the database.
+        version: of the table `products`, the one that `products` was read from.
+        products: of any version: rows of products that it does not have are left out.
+        modes: whose vectors are read.
+    """
+    names = [f"{mode}_vector" for mode in modes]
+    scanner = db.dataset("products", version).scanner(
+        columns=["product_id", *names], batch_size=_BLOCK_ROWS, batch_readahead=_BLOCKS_AHEAD, scan_in_order=True
+    )
+    for batch in scanner.to_batches():
+        places = products.places(batch.column("product_id"))
+        known = places >= 0
+        vectors, present = {}, {}
+        for mode, name in zip(modes, names, strict=True):
+            column = batch.column(name)
+            matrix = column.values.to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+            matrix = matrix[column.offset : column.offset + len(column)]
+            vectors[mode] = matrix if known.all() else matrix[known]
+            present[mode] = column.is_valid().to_numpy(zero_copy_only=False)[known]
+        yield Block(places[known], vectors, present)

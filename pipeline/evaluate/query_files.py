@@ -1,0 +1,136 @@
+"""Queries from files: a user's own with categories or judgements, and those that are frozen beside a release."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.errors import QueryError
+from pipeline.evaluate.products import Products
+from pipeline.evaluate.queries import Query
+
+_COLUMNS = ("query_id", "text", "broad_category", "fine_category")
+_FROZEN = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("text", pa.string()),
+        ("recipe", pa.string()),
+        ("broad", pa.string()),
+        ("fine", pa.string()),
+        ("source", pa.string()),
+        ("judged", pa.string()),
+        ("is_own_text_only", pa.bool_()),
+    ]
+)
+
+
+def read_queries(path: Path, products: Products, *, qrels: Path | None = None) -> list[Query]:
+    """A user's queries, with what is relevant to them.
+
+    Args:
+        path: CSV, TSV or JSON lines with the column `text` and, optional, `query_id` (else the line's number),
+            `broad_category` and `fine_category`.
+        products: of the release: a category that it does not have is refused.
+        qrels: judgements in TREC's form, `query_id 0 product_id grade` a line, grades whole numbers from 0.
+
+    Raises:
+        QueryError: a file that cannot be read, a line that cannot be used, a query to which nothing says what is
+            relevant; the sentence names the file and the line.
+    """
+    judged = {} if qrels is None else _read_qrels(qrels)
+    queries: dict[str, Query] = {}
+    for number, row in _rows(path):
+        where = f"{path}, line {number}"
+        if unknown := row.keys() - set(_COLUMNS):
+            raise QueryError(f"{where}: no column {sorted(unknown)[0]!r}; there are {', '.join(_COLUMNS)}.")
+        text, name = row.get("text", "").strip(), row.get("query_id", "").strip() or str(number)
+        if not text:
+            raise QueryError(f"{where}: the query has no text.")
+        if name in queries:
+            raise QueryError(f"{where}: there is a query {name!r} above already.")
+        levels = {level: row.get(f"{level}_category", "").strip() or None for level in ("broad", "fine")}
+        for level, category in levels.items():
+            if category is not None and category not in products.levels[level].code_of:
+                raise QueryError(f"{where}: the release has no {level} category {category!r}.")
+        if name not in judged and not any(levels.values()):
+            raise QueryError(f"{where}: nothing says what is relevant to {text!r}: neither a category nor a judgement.")
+        queries[name] = Query(name, text, "file", judged=judged.get(name), **levels)
+    if not queries:
+        raise QueryError(f"{path} holds no query.")
+    if unknown := judged.keys() - queries.keys():
+        raise QueryError(f"{qrels} judges {len(unknown)} queries that {path} does not have, {min(unknown)!r} for one.")
+    return list(queries.values())
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers from 1 and rows of a CSV, TSV or JSON lines file."""
+    lines = _lines(path)
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, _object(path, number, line)
+        return
+    table = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() in (".tsv", ".tab") else ",", strict=True)
+    if "text" not in (table.fieldnames or ()):
+        raise QueryError(f"{path} has no column `text`: its first line names the columns, {', '.join(_COLUMNS)}.")
+    try:
+        for row in table:
+            if None in row:
+                raise QueryError(f"{path}, line {table.line_num}: there are more fields than columns.")
+            yield table.line_num, {name: value or "" for name, value in row.items()}
+    except csv.Error as error:
+        raise QueryError(f"{path}, line {table.line_num}: {error}.") from error
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, str]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise QueryError(f"{path}, line {number} is no JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise QueryError(f"{path}, line {number} is no JSON object.")
+    return {name: "" if value is None else str(value) for name, value in row.items()}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise QueryError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+
+
+def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    judged: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(_lines(path), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 4 or not fields[3].lstrip("-").isdecimal():
+            raise QueryError(f"{path}, line {number} is not of the form `query_id 0 product_id grade`.")
+        query_id, _, product_id, grade = fields
+        judged.setdefault(query_id, {})[product_id] = max(0, int(grade))  # trec_eval too takes negative ones for 0
+    return judged
+
+
+def freeze(queries: Sequence[Query]) -> pa.Table:
+    """Queries as a table, for `thaw`."""
+    rows = [
+        {
+            name: json.dumps(query.judged) if name == "judged" and query.judged is not None else getattr(query, name)
+            for name in _FROZEN.names
+        }
+        for query in queries
+    ]
+    return pa.Table.from_pylist(rows, schema=_FROZEN)
+
+
+def thaw(rows: Iterable[Mapping[str, str]]) -> list[Query]:
+    """Queries of a table that `freeze` made, given as its rows."""
+    return [
+        Query(**{**row, "judged": None if row["judged"] is None else json.loads(row["judged"])})  # type: ignore[arg-type]
+        for row in rows
+    ]
