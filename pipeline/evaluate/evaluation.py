@@ -1,211 +1,30 @@
-"""The experiment: queries to rankings in three modes, and what they are worth by each measure and level."""
+"""The published experiment on any release: precision and its kin by mode, how sure they are, what diversity costs."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import QueryError
 from pipeline.evaluate import measures
-from pipeline.evaluate.exact import Ranking, exact_search
-from pipeline.evaluate.products import Products, read_blocks, read_products
-from pipeline.evaluate.queries import Query, draw_queries
-from pipeline.evaluate.results import CUTOFFS, LEVELS, MEASURES, CategoryFigure, Comparison, Figure
+from pipeline.evaluate.answers import DEPTH, Answers, Relevance, Settings, Told, answer, timed
+from pipeline.evaluate.diversity import diversity, read_images
+from pipeline.evaluate.products import Products
+from pipeline.evaluate.queries import RECIPES, Query
+from pipeline.evaluate.results import (
+    CUTOFFS,
+    LEVELS,
+    MEASURES,
+    CategoryFigure,
+    Comparison,
+    Evaluation,
+    Example,
+    Figure,
+)
 from pipeline.evaluate.statistics import bootstrap, holm, paired
-from pipeline.query import Searcher
-from pipeline.query.request import VECTOR_MODES
+from pipeline.query import Diversify, Searcher
 from pipeline.store.tables import Database
-
-DEPTH = 100
-"""So many hits are looked at: the largest k of the published table."""
-
-Told = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked.
-
-    Attributes:
-        recipe: of the queries, one of `queries.RECIPES`.
-        queries: how many.
-        seed: of the draw and of the bootstrap.
-        fine: how fine is defined, one of `products.FINE`.
-        keeps_source: whether the product that a query was drawn from may be among its hits.
-        through_index: answer through the release's vector index as well.
-    """
-
-    recipe: str = "article"
-    queries: int = 1000
-    seed: int = 0
-    fine: str = "category"
-    keeps_source: bool = False
-    through_index: bool = False
-
-
-@dataclass(frozen=True)
-class Relevance:
-    """What is relevant to each query at one level.
-
-    Attributes:
-        asked: bool (Q,), whether the level is asked of the query at all.
-        totals: int64 (Q,), how many products are relevant.
-        ideal: float64 (Q, depth), gains of the best possible ranking.
-        groups: int32 (Q,), the category, or -1; queries of one group are one for macro means.
-        names: of the groups.
-    """
-
-    asked: npt.NDArray[np.bool_]
-    totals: npt.NDArray[np.int64]
-    ideal: npt.NDArray[np.float64]
-    groups: npt.NDArray[np.int32]
-    names: tuple[str, ...]
-    gains_of: Callable[[npt.NDArray[np.int32]], npt.NDArray[np.float64]] = field(repr=False)
-    """int32 (Q, n) places of hits, -1 for none, to float64 (Q, n) gains."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Queries and what came back, before anything is measured.
-
-    Attributes:
-        products: of the release.
-        queries: in order.
-        vectors: float32 (Q, D), unit vectors of the queries.
-        left_out: int32 (Q,), place of the product that is no candidate, or -1.
-        rankings: by mode, exact.
-        indexed: by mode int32 (Q, depth), places through the index; empty where that was not asked.
-        relevance: by level, in the order of `LEVELS`.
-        seconds: by step.
-    """
-
-    products: Products
-    queries: Sequence[Query]
-    vectors: npt.NDArray[np.float32]
-    left_out: npt.NDArray[np.int32]
-    rankings: Mapping[str, Ranking]
-    indexed: Mapping[str, npt.NDArray[np.int32]]
-    relevance: Mapping[str, Relevance]
-    seconds: dict[str, float]
-
-    def gains(self, level: str, mode: str) -> npt.NDArray[np.float64]:
-        """float64 (Q, depth), of the exact ranking."""
-        return self.relevance[level].gains_of(self.rankings[mode].places)
-
-
-def answer(
-    searcher: Searcher,
-    settings: Settings,
-    *,
-    queries: Callable[[Products], Sequence[Query]] | None = None,
-    tell: Told = lambda line: None,
-) -> Answers:
-    """Draw the queries, embed them, and search exactly in all modes.
-
-    Args:
-        searcher: on the release.
-        settings: what is asked.
-        queries: makes the queries of the products, in the place of the recipe.
-        tell: told lines of progress.
-
-    Raises:
-        QueryError: there are no queries, or nothing says what is relevant to them.
-    """
-    seconds: dict[str, float] = {}
-    db, version = Database(searcher.db), searcher.release.versions["products"]
-    with _timed(seconds, "read products"):
-        products = read_products(db, version, fine=settings.fine)
-    with _timed(seconds, "draw queries"):
-        drawn = (
-            draw_queries(products, settings.recipe, count=settings.queries, seed=settings.seed)
-            if queries is None
-            else queries(products)
-        )
-    tell(f"{len(products):,} products, {len(drawn):,} queries")
-    with _timed(seconds, "embed queries"):
-        vectors = np.stack(searcher.encode([query.text for query in drawn]))
-    sources = products.places([query.source or "" for query in drawn])
-    left_out = np.full(len(drawn), -1, np.int32) if settings.keeps_source else sources
-    with _timed(seconds, "exact search"):
-        rankings = exact_search(
-            read_blocks(db, version, products, VECTOR_MODES),
-            vectors,
-            modes=VECTOR_MODES,
-            k=DEPTH,
-            left_out=left_out,
-            progress=_progress(tell, len(products)),
-        )
-    indexed = {}
-    if settings.through_index:
-        for mode in VECTOR_MODES:
-            with _timed(seconds, f"index, {mode}"):
-                indexed[mode] = _through_index(searcher, products, vectors, left_out, mode)
-            tell(f"through the index: {mode}")
-    return Answers(
-        products, drawn, vectors, left_out, rankings, indexed, relevance_of(drawn, products, left_out), seconds
-    )
-
-
-def relevance_of(queries: Sequence[Query], products: Products, left_out: npt.NDArray[np.int32]) -> dict[str, Relevance]:
-    """What is relevant at each level that at least one query is asked at.
-
-    Raises:
-        QueryError: at none.
-    """
-    found = {level: _by_category(queries, products, left_out, level) for level in ("broad", "fine")}
-    found["judged"] = _by_judgement(queries, products)
-    found = {level: relevance for level, relevance in found.items() if relevance.asked.any()}
-    if not found:
-        raise QueryError("Nothing says what is relevant to any of the queries: the products have no categories.")
-    return found
-
-
-def _by_category(
-    queries: Sequence[Query], products: Products, left_out: npt.NDArray[np.int32], level: str
-) -> Relevance:
-    labels = products.levels[level]
-    codes = np.array([labels.code_of.get(getattr(query, level) or "", -1) for query in queries], np.int32)
-    totals = np.where(codes >= 0, np.append(labels.sizes, 0)[codes], 0)
-    is_own = (left_out >= 0) & (codes >= 0)
-    is_own[is_own] = labels.codes[left_out[is_own]] == codes[is_own]
-    totals = totals - is_own
-
-    def gains_of(places: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-        is_hit = (places >= 0) & (codes[:, None] >= 0)
-        gains: npt.NDArray[np.float64] = (is_hit & (labels.codes[places] == codes[:, None])).astype(np.float64)
-        return gains
-
-    ideal = measures.binary_ideal(totals, DEPTH)
-    return Relevance((codes >= 0) & (totals > 0), totals, ideal, codes, labels.names, gains_of)
-
-
-def _by_judgement(queries: Sequence[Query], products: Products) -> Relevance:
-    grades = [
-        {place: float(grade) for place, grade in zip(products.places(list(j)).tolist(), j.values(), strict=True)}
-        if (j := query.judged)
-        else {}
-        for query in queries
-    ]
-    for known in grades:
-        known.pop(-1, None)  # judged, but not in the release
-    ideal = np.zeros((len(queries), DEPTH))
-    for row, known in zip(ideal, grades, strict=True):
-        best = sorted(known.values(), reverse=True)[:DEPTH]
-        row[: len(best)] = best
-    totals = np.array([sum(grade > 0 for grade in known.values()) for known in grades], np.int64)
-
-    def gains_of(places: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-        rows = [[known.get(place, 0.0) for place in row] for row, known in zip(places.tolist(), grades, strict=True)]
-        return np.array(rows, np.float64).reshape(places.shape)
-
-    names = tuple(query.query_id for query in queries)
-    return Relevance(totals > 0, totals, ideal, np.arange(len(queries), dtype=np.int32), names, gains_of)
 
 
 def figures(answers: Answers, *, seed: int) -> list[Figure]:
@@ -221,7 +40,10 @@ def figures(answers: Answers, *, seed: int) -> list[Figure]:
             indexed = None if through is None else relevance.gains_of(through)[asked]
             totals = relevance.totals[asked]
             for (measure, k), column, interval in zip(columns, values.T, bootstrap(values, seed=seed), strict=True):
-                floor = measures.floor(measure, totals, ranking.candidates[asked], k, relevance.ideal[asked])
+                floor = measures.floor(
+                    measure, totals, ranking.candidates[asked], k,
+                    ideal=relevance.ideal[asked], mean_gain=relevance.mean_gain[asked],
+                )  # fmt: skip
                 found.append(
                     Figure(
                         level, mode, measure, k, interval,
@@ -234,7 +56,7 @@ def figures(answers: Answers, *, seed: int) -> list[Figure]:
     return found
 
 
-def measured(measure: str, gains: npt.NDArray[np.float64], relevance: Relevance, k: int) -> npt.NDArray[np.float64]:
+def measured(measure: str, gains: measures.Floats, relevance: Relevance, k: int) -> measures.Floats:
     """One measure (Q',) of gains (Q', depth), those of the queries that are asked at the level."""
     asked = relevance.asked
     if measure == "precision":
@@ -306,38 +128,131 @@ def per_query(answers: Answers) -> pa.Table:
     return pa.table(columns)
 
 
-def _through_index(
+EXAMPLES = 6
+_EXAMPLE_HITS = 10
+
+
+def evaluate(
     searcher: Searcher,
-    products: Products,
-    vectors: npt.NDArray[np.float32],
-    left_out: npt.NDArray[np.int32],
-    mode: str,
-) -> npt.NDArray[np.int32]:
-    """int32 (Q, depth), places of the hits through the index, -1 where there are fewer."""
-    found = np.full((len(vectors), DEPTH), -1, np.int32)
-    answers = searcher.search_many(list(vectors), mode=mode, k=DEPTH + 1, columns=[])
-    for row, hits, own in zip(found, answers, left_out, strict=True):
-        places = products.places([hit.product_id for hit in hits])
-        places = places[(places != own) | (own < 0)][:DEPTH]
-        row[: len(places)] = places
-    return found
+    settings: Settings,
+    *,
+    queries: Callable[[Products], Sequence[Query]] | None = None,
+    tell: Told = lambda line: None,
+) -> tuple[Evaluation, pa.Table]:
+    """Run both experiments on a release.
+
+    Args:
+        searcher: on the release, which it stays on.
+        settings: what is asked.
+        queries: makes the queries of the products, in the place of the recipe.
+        tell: told lines of progress.
+
+    Returns:
+        What came out, and a row for each query.
+
+    Raises:
+        QueryError: there are no queries, or nothing says what is relevant to them.
+    """
+    searcher = searcher.held()
+    answers = answer(searcher, settings, queries=queries, tell=tell)
+    with timed(answers.seconds, "measures"):
+        measured_figures = figures(answers, seed=settings.seed)
+        compared = comparisons(answers, seed=settings.seed)
+    with timed(answers.seconds, "diversity"):
+        tell("diversity")
+        images = read_images(Database(searcher.db), searcher.release.versions["products"], answers)
+        orders = diversity(answers, images, seed=settings.seed)
+    with timed(answers.seconds, "examples"):
+        shown = examples(searcher, answers)
+    evaluation = Evaluation(
+        facts=_facts(searcher, settings, answers),
+        notes=_notes(settings, answers),
+        figures=measured_figures,
+        comparisons=compared,
+        categories=categories(answers),
+        diversity=orders,
+        examples=shown,
+        is_fashion200k=is_fashion200k(answers.products),
+        seconds=answers.seconds,
+    )
+    return evaluation, per_query(answers)
 
 
-def _progress(tell: Told, total: int) -> Callable[[int], None]:
-    """Tells about every tenth of the rows."""
-    told = 0
-
-    def progress(rows: int) -> None:
-        nonlocal told
-        if rows * 10 // max(1, total) > told:
-            told = rows * 10 // max(1, total)
-            tell(f"exact search: {rows:,} of {total:,} products")
-
-    return progress
+def is_fashion200k(products: Products) -> bool:
+    """Whether the categories are those of Fashion200k, so that the published figures compare."""
+    broad = {name.removesuffix("es" if name.endswith("sses") else "s") for name in products.levels["broad"].names}
+    fine = products.levels["fine"].names
+    return broad == {"dress", "jacket", "pant", "skirt", "top"} and any("casual_and_day_dresses" in n for n in fine)
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    seconds[step] = time.monotonic() - start
+def examples(searcher: Searcher, answers: Answers) -> list[Example]:
+    """Queries from the worst to the best by average, with their hits in each mode and diversified."""
+    level = "judged" if "judged" in answers.relevance else list(answers.relevance)[-1]
+    relevance = answers.relevance[level]
+    values = measures.precision(answers.gains(level, "avg"), CUTOFFS[0])
+    order = sorted(np.flatnonzero(relevance.asked).tolist(), key=lambda number: (values[number], number))
+    chosen = np.unique(np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int))
+    return [_example(searcher, answers, relevance, order[place]) for place in chosen.tolist()]
+
+
+def _example(searcher: Searcher, answers: Answers, relevance: Relevance, number: int) -> Example:
+    query = answers.queries[number]
+    own = int(answers.left_out[number])
+    where = None if own < 0 else {"product_id": {"ne": answers.products.ids[own].as_py()}}
+    rows = []
+    for label, mode, diversify in (
+        ("query to description", "text", None), ("query to image", "image", None), ("query to average", "avg", None),
+        ("query to description, different pictures first", "text", Diversify()),
+    ):  # fmt: skip
+        hits = searcher.search(
+            answers.vectors[number], mode=mode, k=_EXAMPLE_HITS, exact=True, where=where, diversify=diversify
+        )
+        rows.append((label, hits))
+    shown = answers.products.places(list(dict.fromkeys(hit.product_id for _, hits in rows for hit in hits)))
+    gains = relevance.gains_of(np.broadcast_to(shown, (len(answers.queries), len(shown))))[number]
+    relevant = frozenset(answers.products.ids[place].as_py() for place in shown[gains > 0].tolist())
+    return Example(query.text, query.asked, rows, relevant)
+
+
+def _facts(searcher: Searcher, settings: Settings, answers: Answers) -> dict[str, str]:
+    release, queries = searcher.release, answers.queries
+    is_drawn = queries[0].recipe != "file"
+    fine = {
+        "category": "the catalog's fine_category",
+        "type": "the type that a product's title or description names",
+    }
+    return {
+        "release": f"{release.release}, of {release.created_at:%Y-%m-%d}",
+        "model": f"{release.model} ({release.model_id[:12]})",
+        "average": f"{release.average_text_weight:g} text, {1 - release.average_text_weight:g} image",
+        "products": f"{len(answers.products):,}"
+        + "".join(f", {int(ranking.candidates.max()):,} with {mode}" for mode, ranking in answers.rankings.items()),
+        "queries": f"{len(queries):,}" + (f", seed {settings.seed}" if is_drawn else ", from a file"),
+        "recipe": f"{settings.recipe}: {RECIPES[settings.recipe]}" if is_drawn else "the file's own",
+        "fine is": f"{fine[settings.fine]}, {len(answers.products.levels['fine'].names)} of them",
+        "search": "exact" + (", and through the index" if settings.through_index else ""),
+    }
+
+
+def _notes(settings: Settings, answers: Answers) -> list[str]:
+    """What a reader has to know beside the numbers."""
+    queries, notes = answers.queries, []
+    own = sum(query.is_own_text_only for query in queries)
+    drawn = sum(query.source is not None for query in queries)
+    if drawn:
+        kept = "may be among its hits" if settings.keeps_source else "is left out of its hits"
+        notes.append(
+            f"{drawn:,} queries were drawn from a product, which {kept}; of {own:,} no other product's text holds all "
+            "the words."
+        )
+    if settings.recipe not in ("broad", "fine") and queries[0].recipe != "file" and len(queries) < settings.queries:
+        notes.append(f"The catalog gave {len(queries):,} different queries; {settings.queries:,} were asked for.")
+    for level in ("broad", "fine"):
+        if level not in answers.relevance:
+            notes.append(f"No query asks for a {level} category, so {level} was not measured.")
+        elif lacking := int((answers.products.levels[level].codes < 0).sum()):
+            notes.append(f"{lacking:,} products have no {level} category: they are never relevant.")
+    for level, relevance in answers.relevance.items():
+        if left := int((~relevance.asked).sum()):
+            notes.append(f"{left:,} queries have nothing relevant at the level {level}, and are not counted there.")
+    return notes

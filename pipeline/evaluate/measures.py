@@ -64,7 +64,7 @@ def ceiling(measure: str, totals: Counts, k: int) -> Floats:
     return (totals > 0).astype(np.float64)
 
 
-def floor(measure: str, totals: Counts, candidates: Counts, k: int, ideal: Floats) -> Floats:
+def floor(measure: str, totals: Counts, candidates: Counts, k: int, *, ideal: Floats, mean_gain: Floats) -> Floats:
     """float64 (Q,): what a uniformly random order of the candidates is expected to reach.
 
     Each place holds a relevant product with probability R / N, which settles precision, recall and, by the linearity
@@ -76,7 +76,8 @@ def floor(measure: str, totals: Counts, candidates: Counts, k: int, ideal: Float
         totals: (Q,), R, the relevant products.
         candidates: (Q,), N, the products that are ranked; those of `totals` beyond it are never found.
         k: how many hits are looked at; for `mrr` too.
-        ideal: (Q, depth), gains of the best possible ranking.
+        ideal: (Q, depth), gains of the best possible ranking, for nDCG.
+        mean_gain: (Q,), mean gain of a relevant product, for nDCG.
     """
     number = np.maximum(candidates, 1).astype(np.float64)
     found = np.minimum(totals, candidates)
@@ -91,10 +92,9 @@ def floor(measure: str, totals: Counts, candidates: Counts, k: int, ideal: Float
     if measure == "ndcg":
         weights = _discounts(len(ranks))
         best = ideal[:, :k] @ weights
-        mean_gain = np.divide(ideal.sum(axis=1), number)  # where the ideal holds every relevant product
-        mean_gain = np.where(totals > ideal.shape[1], share * ideal.max(axis=1), mean_gain)
-        expected = mean_gain * (is_there * weights).sum(axis=1)
-        return np.divide(expected, best, out=np.zeros(len(totals)), where=best > 0)
+        expected = share * mean_gain * (is_there * weights).sum(axis=1)
+        ratio: Floats = np.divide(expected, best, out=np.zeros(len(totals)), where=best > 0)
+        return ratio
     hit = np.clip(found[:, None] / np.maximum(number[:, None] - ranks, 1), 0, 1) * is_there
     none_before = np.cumprod(np.hstack([np.ones((len(totals), 1)), 1 - hit[:, :-1]]), axis=1)
     expected_rank: Floats = (hit * none_before / (ranks + 1)).sum(axis=1)

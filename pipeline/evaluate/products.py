@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.evaluate.vocabulary import frequencies, phrase_of, type_of
+from pipeline.evaluate.vocabulary import frequencies, phrase_of, qualified, type_of
 from pipeline.store.tables import Database
 
 FINE = ("category", "type")
@@ -58,13 +58,13 @@ class Products:
         ids: string (N,), sorted.
         phrases: what each is called, empty where it has no text.
         texts: title and description, for what else a text holds.
-        levels: `broad` and `fine`.
     """
 
     ids: pa.StringArray
     phrases: Sequence[str]
     texts: Sequence[str]
     levels: dict[str, Labels]
+    """`broad` and `fine`. A fine category that several broad ones have, as women's and men's jackets, is one of each."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,7 +72,8 @@ class Products:
     def places(self, ids: Any) -> npt.NDArray[np.int32]:
         """int32 (n,), place of each id; -1 where there is no such product."""
         found = pc.index_in(pa.array(ids, pa.string()) if isinstance(ids, list) else ids, value_set=self.ids)
-        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32)
+        places: npt.NDArray[np.int32] = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32)
+        return places
 
     def place(self, product_id: str) -> int:
         """Place of one id, -1 where there is no such product."""
@@ -112,9 +113,21 @@ def read_products(db: Database, version: int, *, fine: str = "category") -> Prod
         counts = frequencies(phrases)
         kinds = [type_of(phrase, counts) for phrase in phrases]
     else:
-        kinds = [value or None for value in table["fine_category"].to_pylist()]
+        kinds = _nested(broad, [value or None for value in table["fine_category"].to_pylist()])
     ids = table["product_id"].chunk(0) if table.num_rows else pa.array([], pa.string())
     return Products(ids, phrases, texts, {"broad": labels(broad), "fine": labels(kinds)})
+
+
+def _nested(broad: Sequence[str | None], fine: Sequence[str | None]) -> list[str | None]:
+    """Fine categories, with their broad one's name before those names that several broad ones have."""
+    above: dict[str, set[str | None]] = {}
+    for upper, name in zip(broad, fine, strict=True):
+        if name is not None:
+            above.setdefault(name, set()).add(upper)
+    return [
+        qualified(upper, name) if name is not None and len(above[name]) > 1 else name
+        for upper, name in zip(broad, fine, strict=True)
+    ]
 
 
 def labels(values: Sequence[str | None]) -> Labels:

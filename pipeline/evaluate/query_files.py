@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.errors import QueryError
 from pipeline.evaluate.products import Products
 from pipeline.evaluate.queries import Query
+from pipeline.evaluate.vocabulary import qualified
 
 _COLUMNS = ("query_id", "text", "broad_category", "fine_category")
 _FROZEN = pa.schema(
@@ -52,13 +53,15 @@ def read_queries(path: Path, products: Products, *, qrels: Path | None = None) -
             raise QueryError(f"{where}: the query has no text.")
         if name in queries:
             raise QueryError(f"{where}: there is a query {name!r} above already.")
-        levels = {level: row.get(f"{level}_category", "").strip() or None for level in ("broad", "fine")}
-        for level, category in levels.items():
+        broad, fine = (row.get(f"{level}_category", "").strip() or None for level in ("broad", "fine"))
+        if fine is not None and qualified(broad, fine) in products.levels["fine"].code_of:
+            fine = qualified(broad, fine)
+        for level, category in (("broad", broad), ("fine", fine)):
             if category is not None and category not in products.levels[level].code_of:
                 raise QueryError(f"{where}: the release has no {level} category {category!r}.")
-        if name not in judged and not any(levels.values()):
+        if name not in judged and broad is None and fine is None:
             raise QueryError(f"{where}: nothing says what is relevant to {text!r}: neither a category nor a judgement.")
-        queries[name] = Query(name, text, "file", judged=judged.get(name), **levels)
+        queries[name] = Query(name, text, "file", broad, fine, judged=judged.get(name))
     if not queries:
         raise QueryError(f"{path} holds no query.")
     if unknown := judged.keys() - queries.keys():
@@ -130,7 +133,4 @@ def freeze(queries: Sequence[Query]) -> pa.Table:
 
 def thaw(rows: Iterable[Mapping[str, str]]) -> list[Query]:
     """Queries of a table that `freeze` made, given as its rows."""
-    return [
-        Query(**{**row, "judged": None if row["judged"] is None else json.loads(row["judged"])})  # type: ignore[arg-type]
-        for row in rows
-    ]
+    return [Query(**{**row, "judged": None if row["judged"] is None else json.loads(row["judged"])}) for row in rows]

@@ -35,6 +35,21 @@ def bootstrap(
     Returns:
         M intervals.
     """
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(_resampled(values, seed, resamples), [tail, 1 - tail], axis=0)
+    return [Interval(*map(float, row)) for row in zip(values.mean(axis=0), low, high, strict=True)]
+
+
+def share(part: Floats, whole: Floats, *, seed: int) -> Interval:
+    """The ratio of two means over the same queries (Q,), with its percentile bootstrap interval; 0 where whole is."""
+    means = _resampled(np.stack([part, whole], axis=1), seed, RESAMPLES)
+    ratios = np.divide(means[:, 0], means[:, 1], out=np.zeros(len(means)), where=means[:, 1] > 0)
+    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(part.mean() / whole.mean()) if whole.any() else 0.0, float(low), float(high))
+
+
+def _resampled(values: Floats, seed: int, resamples: int) -> Floats:
+    """float64 (resamples, M): means of the columns over queries drawn with replacement."""
     rng = np.random.default_rng(seed)
     queries = len(values)
     means = np.empty((resamples, values.shape[1]))
@@ -44,9 +59,7 @@ def bootstrap(
         drawn = rng.integers(0, queries, size=(rows, queries)) + queries * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * queries).reshape(rows, queries)
         means[at : at + rows] = counts @ values / queries
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    return [Interval(*map(float, row)) for row in zip(values.mean(axis=0), low, high, strict=True)]
+    return means
 
 
 def paired(first: Floats, second: Floats, *, seed: int) -> tuple[Interval, float]:

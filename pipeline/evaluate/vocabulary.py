@@ -17,6 +17,7 @@ TYPE_WORDS = 3
 TYPE_PRODUCTS = 5
 """A word that fewer products share is a brand or a model's name, and no part of a type."""
 
+_WITHIN = " › "
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’&][^\W\d_]+)*")
 _SENTENCE_END = re.compile(r"[.!?;:\n•|]\s|[\n•|]")
 _STOP_WORDS = frozenset(
@@ -74,9 +75,15 @@ def type_of(phrase: str, counts: Counter[str]) -> str | None:
     return " ".join(words[-TYPE_WORDS:]) or None
 
 
+def qualified(broad: str | None, fine: str) -> str:
+    """The name of a fine category that several broad ones have: `Women Tops › Jackets`."""
+    return f"{broad}{_WITHIN}{fine}"
+
+
 def spoken(category: str) -> str:
     """A category's name as words: `dresses/casual_and_day_dresses` is `casual and day dresses`."""
-    return " ".join(category.replace("_", " ").rsplit("/", 1)[-1].split()).lower()
+    names = [name.rsplit("/", 1)[-1] for name in category.split(_WITHIN)]
+    return " ".join(" ".join(names).replace("_", " ").split()).lower()
 
 
 def noun_of(category: str, phrases: Sequence[str]) -> str:
