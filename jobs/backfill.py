@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import JobParser, add_log_level, number, positive, run_job, start_log, tell
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TwotowerError
 
 if TYPE_CHECKING:
     from pipeline.config import Config
+    from pipeline.run.release import Gate
+
+log = logging.getLogger("jobs.backfill")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,12 +92,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             return show_plan(config, arguments, fresh=arguments.fresh)
         from pipeline.run.backfill import backfill  # seconds of imports: a wrong setting is told before them
 
-        result = backfill(config, limit=arguments.limit, fresh=arguments.fresh)
+        result = gated(config, lambda gate: backfill(config, limit=arguments.limit, fresh=arguments.fresh, gate=gate))
         if not arguments.json:
             tell(summary(result))
         return result
 
     return run_job(job, as_json=arguments.json)
+
+
+def gated(config: Config, run: Callable[[Gate | None], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Run a job with the gate that its settings ask for, and freeze the queries of what it released."""
+    settings = config.release.gate
+    if not settings.on:
+        return run(None)
+    from pipeline.evaluate.frozen import frozen_queries
+    from pipeline.evaluate.gate import gate
+    from pipeline.store.releases import get_release
+    from pipeline.store.tables import Database
+
+    result = run(gate)
+    if result["released"]:
+        db = Database(result["db"])
+        try:
+            frozen_queries(db, get_release(db, result["release"]), settings)
+        except (TwotowerError, OSError) as error:  # it is released; the next run draws the same queries
+            log.warning("the queries of release %s could not be frozen: %s", result["release"], error)
+    return result
 
 
 def summary(result: Mapping[str, Any]) -> str:

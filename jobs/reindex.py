@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.backfill import add_plan_arguments, add_run_arguments, run_config, show_plan, summary
+from jobs.backfill import add_plan_arguments, add_run_arguments, gated, run_config, show_plan, summary
 from jobs.cli import JobParser, run_job, start_log, tell
 
 
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return show_plan(config, arguments, is_truth=True, verify_content=arguments.verify_content)
         from pipeline.run.backfill import reindex  # seconds of imports: a wrong setting is told before them
 
-        result = reindex(config, verify_content=arguments.verify_content, confirm_deletes=arguments.confirm_deletes)
+        options = {"verify_content": arguments.verify_content, "confirm_deletes": arguments.confirm_deletes}
+        result = gated(config, lambda gate: reindex(config, **options, gate=gate))
         if not arguments.json:
             tell(summary(result))
         return result

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.backfill import add_run_arguments, summary
+from jobs.backfill import add_run_arguments, gated, summary
 from jobs.cli import JobParser, add_log_level, positive, run_job, start_log, tell
 from pipeline.shown import visible
 
@@ -121,7 +121,7 @@ def replay(arguments: argparse.Namespace) -> Mapping[str, Any]:
     )
     from pipeline.run.backfill import backfill
 
-    result = backfill(config, replay=True)
+    result = gated(config, lambda gate: backfill(config, replay=True, gate=gate))
     if not arguments.json:
         tell(summary(result))
     return result

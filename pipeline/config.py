@@ -19,6 +19,9 @@ from pipeline.records import ImageLimits
 T = TypeVar("T")
 _LIMITS = ImageLimits()
 
+_SWITCH = "on"
+"""A section that has this setting may be given as true or false."""
+
 
 @dataclass(frozen=True)
 class ColumnsConfig:
@@ -193,10 +196,25 @@ class PlanConfig:
 
 
 @dataclass(frozen=True)
+class GateConfig:
+    """Whether search may get worse: `release.gate=true` alone switches it on."""
+
+    on: bool = False
+    margin: float = field(default=0.01, metadata={"min": 0.0, "max": 1.0})
+    """Of precision@10: a release that is not shown to have lost less than this in every mode is refused."""
+    queries: int = field(default=1000, metadata={"min": 2})
+    """How many are drawn from a release, and frozen beside it."""
+    recipe: str = field(
+        default="article", metadata={"choices": ("article", "attribute", "broad", "fine", "description")}
+    )
+    seed: int = field(default=0, metadata={"min": 0})
+
+
+@dataclass(frozen=True)
 class ReleaseConfig:
     """What stands before a release."""
 
-    gate: bool = False
+    gate: GateConfig = GateConfig()
     index_min_rows: int = field(default=5000, metadata={"min": 1})
     """Under this many vectors a column is searched exactly, without an index."""
     min_recall: float = field(default=0.99, metadata={"min": 0.0, "max": 1.0})
@@ -277,10 +295,15 @@ def _value(text: str) -> object:
 def _place(tree: dict[str, Any], name: str, value: object) -> None:
     *sections, last = name.split(".")
     for section in sections:
+        if isinstance(tree.get(section), bool):
+            tree[section] = {_SWITCH: tree[section]}
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"{name}: {section} is a value, not a section")
-    tree[last] = value
+    if isinstance(value, bool) and isinstance(tree.get(last), dict):
+        tree[last][_SWITCH] = value
+    else:
+        tree[last] = value
 
 
 def _build(cls: type[T], tree: Mapping[str, Any], prefix: str) -> T:
@@ -293,6 +316,8 @@ def _build(cls: type[T], tree: Mapping[str, Any], prefix: str) -> T:
             raise ConfigError(f"unknown setting {prefix}{name}; known are {known}")
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
+            if isinstance(value, bool) and _SWITCH in {f.name for f in dataclasses.fields(hint)}:
+                value = {_SWITCH: value}
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{prefix}{name} is a section, as in {prefix}{name}.key=value; got {value!r}")
             values[name] = _build(typing.cast("type[Any]", hint), value, f"{prefix}{name}.")

@@ -64,7 +64,7 @@ class Products:
     phrases: Sequence[str]
     texts: Sequence[str]
     levels: dict[str, Labels]
-    """`broad` and `fine`. A fine category that several broad ones have, as women's and men's jackets, is one of each."""
+    """`broad` and `fine`. A fine category of several broad ones, as men's and women's jackets, counts as several."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,9 +75,16 @@ class Products:
         places: npt.NDArray[np.int32] = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32)
         return places
 
-    def place(self, product_id: str) -> int:
-        """Place of one id, -1 where there is no such product."""
-        return int(self.places([product_id])[0])
+    def subset(self, kept: npt.NDArray[np.bool_]) -> Products:
+        """Only the products at the places that are kept, bool (N,), with the same categories."""
+        levels = {level: Labels(labels.names, labels.codes[kept]) for level, labels in self.levels.items()}
+        places = np.flatnonzero(kept).tolist()
+        return Products(
+            self.ids.filter(pa.array(kept)),
+            [self.phrases[place] for place in places],
+            [self.texts[place] for place in places],
+            levels,
+        )
 
 
 @dataclass(frozen=True)

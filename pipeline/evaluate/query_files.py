@@ -1,13 +1,11 @@
-"""Queries from files: a user's own with categories or judgements, and those that are frozen beside a release."""
+"""A user's own queries from a file, with the categories or judgements that say what is relevant to them."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-
-import pyarrow as pa
 
 from pipeline.errors import QueryError
 from pipeline.evaluate.products import Products
@@ -15,18 +13,6 @@ from pipeline.evaluate.queries import Query
 from pipeline.evaluate.vocabulary import qualified
 
 _COLUMNS = ("query_id", "text", "broad_category", "fine_category")
-_FROZEN = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("text", pa.string()),
-        ("recipe", pa.string()),
-        ("broad", pa.string()),
-        ("fine", pa.string()),
-        ("source", pa.string()),
-        ("judged", pa.string()),
-        ("is_own_text_only", pa.bool_()),
-    ]
-)
 
 
 def read_queries(path: Path, products: Products, *, qrels: Path | None = None) -> list[Query]:
@@ -117,20 +103,3 @@ def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
         query_id, _, product_id, grade = fields
         judged.setdefault(query_id, {})[product_id] = max(0, int(grade))  # trec_eval too takes negative ones for 0
     return judged
-
-
-def freeze(queries: Sequence[Query]) -> pa.Table:
-    """Queries as a table, for `thaw`."""
-    rows = [
-        {
-            name: json.dumps(query.judged) if name == "judged" and query.judged is not None else getattr(query, name)
-            for name in _FROZEN.names
-        }
-        for query in queries
-    ]
-    return pa.Table.from_pylist(rows, schema=_FROZEN)
-
-
-def thaw(rows: Iterable[Mapping[str, str]]) -> list[Query]:
-    """Queries of a table that `freeze` made, given as its rows."""
-    return [Query(**{**row, "judged": None if row["judged"] is None else json.loads(row["judged"])}) for row in rows]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config
-from pipeline.errors import ReleaseRefused, RunError, described
+from pipeline.errors import ReleaseRefused, RunError, TwotowerError, described
 from pipeline.run.load import Extent, commit
 from pipeline.run.partition import PartitionResult
 from pipeline.run.reduce import Reduction, reject_rows, staged_files, write_table
@@ -26,8 +28,9 @@ from pipeline.store.schemas import TABLES, products_schema
 from pipeline.store.tables import Database
 from pipeline.store.verify import verify
 
-Gate = Callable[[Config, Release | None], None]
-"""Handed in by the job: raises ReleaseRefused where the committed tables make search worse than the release."""
+Gate = Callable[[Config, Release, Release], Mapping[str, Any]]
+"""Handed in by the job, called with the release that readers have and the one that is to come, whose tables are
+committed: gives what is kept among its checks, or raises ReleaseRefused where it would make search worse."""
 
 
 def check_rejects(run: Run, results: Sequence[PartitionResult]) -> None:
@@ -129,8 +132,6 @@ def release(
             min_recall=settings.min_recall,
             verified=verified,
         )
-    if gate is not None:
-        gate(run.config, base)
     inputs = run.progress.texts + run.progress.images
     released = Release(
         release=base.release + 1 if base else 1,
@@ -146,9 +147,21 @@ def release(
         checks=checks | {"reject_share": round(run.progress.rejected / inputs, 6) if inputs else 0.0},
         model_settings=run.config.model_settings,
     )
+    if gate is not None and base is not None:
+        released = _gated(db, run, base, released, gate)
     with _writing():
         check()
         run.release = publish(db, released, run_id=run.run_id)
+
+
+def _gated(db: Database, run: Run, base: Release, released: Release, gate: Gate) -> Release:
+    """The release with what the gate found; where it says no, the tables go back to what readers have at once."""
+    try:
+        return replace(released, checks={**released.checks, "gate": gate(run.config, base, released)})
+    except TwotowerError:
+        with _writing():
+            restore(db, base.versions, run_id=run.run_id)
+        raise
 
 
 @contextmanager
