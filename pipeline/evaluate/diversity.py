@@ -113,11 +113,13 @@ def _figure(
             )
         )
     distance, near_5, near_10, categories, colours_seen = bootstrap(np.array(rows, np.float64), seed=seed)
+    pooled = answers.rankings["text"].places[:, :CANDIDATES] >= 0  # a small catalog has fewer candidates
+    sizes = np.maximum(pooled.sum(axis=1), 1)
     precision, kept = {}, {}
     for level, relevance in answers.relevance.items():
         asked = relevance.asked
         values = measures.precision(relevance.gains_of(places)[asked], SHOWN)
-        pool = measures.precision(answers.gains(level, "text")[asked], CANDIDATES)
+        pool = (answers.gains(level, "text")[asked, :CANDIDATES] > 0).sum(axis=1) / sizes[asked]
         precision[level] = bootstrap(values[:, None], seed=seed)[0]
         kept[level] = share(values, pool, seed=seed)
     return DiversityFigure(

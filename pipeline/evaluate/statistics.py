@@ -16,6 +16,7 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 _COUNTS_AT_ONCE = 10_000_000
+_ROUNDING = 1e-12  # differences of counts over k are equal, or far further apart
 
 
 def bootstrap(
@@ -80,7 +81,7 @@ def paired(first: Floats, second: Floats, *, seed: int) -> tuple[Interval, float
 
     differences = first - second
     interval = bootstrap(differences[:, None], seed=seed)[0]
-    if not np.ptp(differences) > 0:  # the same in each query: none differs, or all do, by the same amount
+    if np.ptp(differences) <= _ROUNDING:  # the same in each query: none differs, or all do, by the same amount
         return interval, 1.0 if differences[0] == 0 or len(differences) == 1 else 0.0
     return interval, float(ttest_1samp(differences, 0.0).pvalue)
 
@@ -120,7 +121,7 @@ def non_inferiority(new: Floats, base: Floats, *, margin: float, seed: int = 0) 
 
     differences = new - base
     interval = bootstrap(differences[:, None], seed=seed)[0]
-    if not np.ptp(differences) > 0:
+    if np.ptp(differences) <= _ROUNDING:
         is_shown = differences[0] == 0 or (len(differences) > 1 and differences[0] > -margin)
         return NonInferiority(interval, 0.0 if is_shown else 1.0)
     return NonInferiority(interval, float(ttest_1samp(differences, -margin, alternative="greater").pvalue))
