@@ -25,7 +25,7 @@ _SWITCH = "on"
 
 @dataclass(frozen=True)
 class ColumnsConfig:
-    """The catalog's own names for what we read; a missing optional column is read as null."""
+    """The catalog's own names for what we read. A missing optional column is read as null, and so is one named ""."""
 
     product_id: str = "product_id"
     title: str = "title"

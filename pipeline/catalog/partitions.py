@@ -319,6 +319,8 @@ def _check(path: str, schema: pa.Schema, columns: ColumnsConfig, shape: str) -> 
 
     def find(role: str, is_wanted: bool, expected: str, accepts: object) -> str:
         name = getattr(columns, role)
+        if not name and not is_wanted:
+            return ""
         if name not in schema.names:
             if is_wanted or name != getattr(defaults, role):
                 raise CatalogError(

@@ -24,12 +24,14 @@ class Section:
         hits: best first; shown with `title`, `broad_category` and `fine_category` where their fields have them.
         note: a short remark under the label, such as what the scores are.
         alike: hits that look like a better one of the list, place to place, as `Hits.look_alikes` gives them.
+        remarks: a word or two at a hit, by place; only the page shows them.
     """
 
     label: str
     hits: Sequence[Hit]
     note: str = ""
     alike: Mapping[int, int] = field(default_factory=dict)
+    remarks: Mapping[int, str] = field(default_factory=dict)
 
     def better(self, place: int) -> Hit | None:
         """The hit that the one at this place looks like, if there is one."""
