@@ -129,7 +129,8 @@ def _categories(evaluation: Evaluation, level: str) -> str:
 def _example(example: Example, name: str, thumbnails: Mapping[str, bytes]) -> str:
     lists = "\n".join(_lists(example, name, thumbnails))
     asked = f"<p>asks for {escaped(example.asked)}</p>" if example.asked else ""
-    return f'<section aria-labelledby="{name}"><h3 id="{name}" dir="auto">{escaped(example.text)}</h3>{asked}\n{lists}</section>'
+    heading = f'<h3 id="{name}" dir="auto">{escaped(example.text)}</h3>'
+    return f'<section aria-labelledby="{name}">{heading}{asked}\n{lists}</section>'
 
 
 def _lists(example: Example, name: str, thumbnails: Mapping[str, bytes]) -> Iterator[str]:

@@ -58,14 +58,15 @@ def _diversity(evaluation: Evaluation) -> Iterator[str]:
         return
     before, after = found["text"], found[PUBLISHED_METHOD]
     kept = " and ".join(f"{after.kept[level].mean:.1%} ({level})" for level in after.kept)
-    lost = " and ".join(
-        f"{before.precision[level].mean:.4f} to {after.precision[level].mean:.4f} ({level})"
-        for level in after.precision
-    )
+    pairs = {level: (before.precision[level].mean, after.precision[level].mean) for level in after.precision}
+    changed = " and ".join(f"{first:.4f} to {then:.4f} ({level})" for level, (first, then) in pairs.items())
+    near = {
+        5: (before.near_duplicates_5.mean, after.near_duplicates_5.mean),
+        10: (before.near_duplicates_10.mean, after.near_duplicates_10.mean),
+    }
+    fall = " and ".join(f"from {first:.2f} to {then:.2f} in the first {k}" for k, (first, then) in near.items())
     yield (
-        f"Different pictures first, five clusters of the 50 best by text: images lie {after.distance.mean:.2f} apart in "
-        f"place of {before.distance.mean:.2f}, near-duplicates go from {before.near_duplicates_5.mean:.2f} to "
-        f"{after.near_duplicates_5.mean:.2f} in the first 5 and from {before.near_duplicates_10.mean:.2f} to "
-        f"{after.near_duplicates_10.mean:.2f} in the first 10; of the precision of the 50, {kept} is kept. Against text "
-        f"as it comes, precision@10 goes from {lost}."
+        f"Different pictures first, five clusters of the 50 best by text: images lie {after.distance.mean:.2f} apart "
+        f"in place of {before.distance.mean:.2f}, near-duplicates go {fall}; of the precision of the 50, {kept} is "
+        f"kept. Against text as it comes, precision@10 goes from {changed}."
     )
