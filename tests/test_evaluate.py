@@ -336,7 +336,7 @@ def test_a_users_file(shop, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
-    [("q.csv", "query,x\nred,1\n", "no column `text`"), ("q.csv", "text,broad_category\nred,hats\n", "line 2.*no broad"),
+    [("q.csv", "query,x\nred,1\n", "no column `text`"), ("q.csv", "text,broad_category\nred,hats\n", "2.*no broad"),
      ("q.csv", "text\nred\n", "nothing says what is relevant"), ("q.csv", "text,broad_category\n ,tops\n", "no text"),
      ("q.csv", "text,broad_category\na,tops,x\n", "more fields"), ("q.csv", "text,colour\na,b\n", "no column 'colour'"),
      ("q.jsonl", '{"text": "a", "broad_category": "tops"}\n{"text"', "line 2 is no JSON"),

@@ -155,7 +155,8 @@ def _picture(name: str, plots: Mapping[str, str], described: Mapping[str, str]) 
 
 def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> str:
     """A table that scrolls by itself where it is too wide; its first `names` columns name the row."""
-    top = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in head)
+    kinds = [' class="name"'] * names + [""] * len(head)
+    top = "".join(f'<th scope="col"{kind}>{escaped(cell)}</th>' for cell, kind in zip(head, kinds, strict=False))
     body = "\n".join(
         "<tr>"
         + "".join(f'<th scope="row">{escaped(cell)}</th>' for cell in row[:names])

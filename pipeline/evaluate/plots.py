@@ -13,7 +13,7 @@ from pipeline.evaluate.summary import LEVEL_NAMES, METHOD_NAMES, MODE_NAMES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SIZE_IN = (4.4, 3.4)  # narrow: on a phone's page letters of 10 points stay legible
+_SIZE_IN = (4.4, 3.8)  # narrow: on a phone's page letters of 10 points stay legible
 _COLOURS = {"text": "#0072b2", "image": "#d55e00", "avg": "#00785a"}  # Okabe and Ito's, told apart by the colour-blind
 _MARKERS = {"text": "o", "image": "s", "avg": "^"}
 _STYLE = {
@@ -92,7 +92,7 @@ def _precision(evaluation: Evaluation, level: str) -> Figure:
     axes.set_ylim(0, 1.04)
     axes.set_xlabel("k")
     axes.set_ylabel(f"precision@k, {level}")
-    axes.legend(fontsize=9, ncols=2, framealpha=0.8, loc="best")
+    figure.legend(fontsize=9, ncols=3, frameon=False, loc="outside lower center")
     return figure
 
 
@@ -109,7 +109,7 @@ def _diversity(evaluation: Evaluation, level: str) -> Figure:
     axes.set_xlabel("mean cosine distance of two images of the first 10")
     axes.set_ylabel(f"precision@10, {level}")
     axes.margins(0.12)
-    axes.legend(fontsize=9, framealpha=0.8, loc="best")
+    figure.legend(fontsize=9, ncols=2, frameon=False, loc="outside lower center")
     return figure
 
 

@@ -116,4 +116,4 @@ def _order(figure: DiversityFigure, levels: Sequence[str]) -> str:
 
 def _legend() -> Iterator[str]:
     yield "distance: mean cosine distance of two images; alike: images within 0.02 of a better one's; kinds: fine"
-    yield "categories; kept: of the precision of the 50 best by text; ms: median time that the reordering adds, images at hand"
+    yield "categories; kept: of the precision of the 50 best by text; ms: median time that the reordering adds"
