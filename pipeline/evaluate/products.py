@@ -18,8 +18,9 @@ from pipeline.store.tables import Database
 FINE = ("category", "type")
 """How "fine" is defined: the catalog's own `fine_category`, or the type that a product's title or description names."""
 
-_BLOCK_ROWS = 8192
-_BLOCKS_AHEAD = 2  # Lance's own default reads 16 batches ahead, a gigabyte of vectors
+_BLOCK_ROWS = 4096
+_BLOCKS_AHEAD = 1  # Lance's own default reads 16 batches ahead, a gigabyte of vectors
+_READ_AHEAD_BYTES = 67_108_864  # and keeps 2 GB of a file's pages
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,11 @@ def read_blocks(db: Database, version: int, products: Products, modes: Sequence[
     """
     names = [f"{mode}_vector" for mode in modes]
     scanner = db.dataset("products", version).scanner(
-        columns=["product_id", *names], batch_size=_BLOCK_ROWS, batch_readahead=_BLOCKS_AHEAD, scan_in_order=True
+        columns=["product_id", *names],
+        batch_size=_BLOCK_ROWS,
+        batch_readahead=_BLOCKS_AHEAD,
+        io_buffer_size=_READ_AHEAD_BYTES,
+        scan_in_order=True,
     )
     for batch in scanner.to_batches():
         places = products.places(batch.column("product_id"))
