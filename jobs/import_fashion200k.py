@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import JobParser, add_log_level, positive, run_and_tell
+
+if TYPE_CHECKING:
+    from pipeline.catalog.import_source import ImportSource
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def imported(
-    source: Any, images_root: str, images: str, arguments: argparse.Namespace, job: str, given: str
+    source: ImportSource, images_root: str, images: str, arguments: argparse.Namespace, job: str, given: str
 ) -> Mapping[str, Any]:
     """Run an import with the arguments that all share.
 
     Args:
-        source: an `importing.ImportSource`.
+        source: an `import_source.ImportSource`.
         images_root: local folder of the images.
         images: `bytes` or `references`.
         arguments: as `add_import_arguments` made them.

@@ -15,14 +15,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.catalog.import_folder import ImportReason, ImportReject
-from pipeline.catalog.importing import SourceImage, SourceProduct
+from pipeline.catalog.import_source import ImportReason, ImportReject, SourceImage, SourceProduct
 from pipeline.errors import CatalogError, InputRejected
 from pipeline.paths import absolute, is_uri
 
 BROAD = {"dresses": "dress", "jackets": "jacket", "pants": "pants", "skirts": "skirt", "tops": "top"}
 """The folders under `women`, and what the label files call them."""
-LABEL_FILES = tuple(sorted(f"{broad}_{split}_detect_all.txt" for broad in BROAD.values() for split in ("test", "train")))
+LABEL_FILES = tuple(
+    sorted(f"{broad}_{split}_detect_all.txt" for broad in BROAD.values() for split in ("test", "train"))
+)
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("product_id", "title", "description")),
@@ -79,7 +80,7 @@ class Labels:
 
 
 class Fashion200k:
-    """The data set as a source of products, one per product id; an `importing.ImportSource`.
+    """The data set as a source of products, one per product id; an `import_source.ImportSource`.
 
     A product's description is that of its first image, in the order of the numbers in their names, that has one. Its
     `split` is `train`, `test`, or `both` where its images are in both; `image_splits` tells each image's. Images whose
@@ -197,7 +198,9 @@ def parse_line(raw: bytes, *, repair_text: bool = False) -> Label:
         raise InputRejected(ImportReason.PATH_SHAPE, f"the path is not of the shape {expected}")
     score = float(written) if _NUMBER.fullmatch(written := written.strip(_BLANK)) else math.nan
     if not math.isfinite(score):
-        raise InputRejected(ImportReason.SCORE_NOT_A_NUMBER, f"the detection score {written[:40]!r} is no finite number")
+        raise InputRejected(
+            ImportReason.SCORE_NOT_A_NUMBER, f"the detection score {written[:40]!r} is no finite number"
+        )
     text = text.strip(_BLANK)
     if repair_text:
         text = repaired(text).strip(_BLANK)
@@ -215,7 +218,9 @@ def repaired(text: str) -> str:
     return text
 
 
-def _add(labels: Labels, owners: dict[str, tuple[str, int]], place: tuple[str, int], line: bytes, repair_text: bool) -> None:
+def _add(
+    labels: Labels, owners: dict[str, tuple[str, int]], place: tuple[str, int], line: bytes, repair_text: bool
+) -> None:
     """Take a line up, or say why it does not count.
 
     Args:

@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.catalog.import_source import ImportReject
 from pipeline.errors import CatalogError, RunError
 from pipeline.paths import absolute, is_uri
 
@@ -39,43 +39,6 @@ REJECTS_SCHEMA = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
-
-
-class ImportReason(StrEnum):
-    """Why an import left something out, beside the pipeline's own reasons for rows and images (`records.Reason`)."""
-
-    NOT_UTF8 = "not_utf8"
-    WRONG_FIELDS = "wrong_fields"
-    SCORE_NOT_A_NUMBER = "score_not_a_number"
-    PATH_OUTSIDE = "path_outside"
-    PATH_SHAPE = "path_shape"
-    DUPLICATE_IMAGE = "duplicate_image"
-    CONFLICTING_CATEGORY = "conflicting_category"
-    ROW_UNREADABLE = "row_unreadable"
-    NOT_TEXT = "not_text"
-    NOT_A_NUMBER = "not_a_number"
-
-
-@dataclass(frozen=True, slots=True)
-class ImportReject:
-    """Something of the source that did not become a part of the catalog.
-
-    Attributes:
-        source: the file it stands in, by name.
-        row: line or row in that file, from 1.
-        kind: `row`: the whole row; `image`: one image of it; `value`: one carried value, which is null then.
-        input: the path or value as it is written.
-        reason: an `ImportReason` or a `records.Reason`.
-        detail: a sentence for the person who repairs the source.
-    """
-
-    source: str
-    row: int
-    kind: str
-    product_id: str | None
-    input: str
-    reason: str
-    detail: str
 
 
 class RejectsFile:

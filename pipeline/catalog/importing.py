@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.catalog.fetch import Fetcher
-from pipeline.catalog.import_folder import CATALOG, MANIFEST, REJECTS, ImportFolder, ImportReject, Note, RejectsFile
+from pipeline.catalog.import_folder import CATALOG, MANIFEST, REJECTS, ImportFolder, Note, RejectsFile
+from pipeline.catalog.import_source import ImportReject, ImportSource, SourceImage, SourceProduct
 from pipeline.errors import ImageRejected, RunError
 from pipeline.records import ImageLimits, Reason
 from pipeline.shown import redacted
@@ -31,67 +31,6 @@ _PRODUCT_BYTES = 1_000_000_000  # of one product's images; a row has to fit into
 _URL = ("http://", "https://")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SourceImage:
-    """One image that a source names.
-
-    Attributes:
-        reference: path relative to the images' root, or a URL.
-        source: the file that names it.
-        row: line or row there, from 1.
-        values: what the source says of this image, as the source's own `row` reads it.
-    """
-
-    reference: str
-    source: str
-    row: int
-    values: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SourceProduct:
-    """One product as a source tells it, before its images are looked at.
-
-    Attributes:
-        images: in the order of the catalog.
-        values: what the source says of the product.
-    """
-
-    product_id: str
-    images: tuple[SourceImage, ...]
-    values: Mapping[str, Any]
-
-
-class ImportSource(Protocol):
-    """Where products come from: labels of a data set, or a table."""
-
-    schema: pa.Schema
-    """Of the catalog, `images` left out, which comes last."""
-    needs_images: bool
-    """Whether a product without any image that is left is no product."""
-
-    def identity(self) -> Mapping[str, Any]:
-        """Digests of what is read and the options of reading: equal for equal catalogs; a part of the manifest."""
-        ...
-
-    def products(self) -> Iterator[SourceProduct | ImportReject]:
-        """The products, in an order that is always the same, and what is wrong with the source between them."""
-        ...
-
-    def row(self, product: SourceProduct, images: Sequence[SourceImage]) -> Mapping[str, Any]:
-        """A catalog row of `schema`.
-
-        Args:
-            product: as it came from `products`.
-            images: those of its images that could be read.
-        """
-        ...
-
-    def counts(self) -> Mapping[str, Any]:
-        """What the source knows of itself once `products` came to its end; a part of the manifest."""
-        ...
 
 
 @dataclass(frozen=True)
