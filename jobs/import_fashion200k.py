@@ -82,16 +82,17 @@ def describe(result: Mapping[str, Any]) -> str:
     """The result as a few lines for people."""
     size_mb = sum(partition["bytes"] for partition in result["partitions"]) / 1e6
     read = f"{result['lines']:,} lines" if "lines" in result else f"{result['rows']:,} rows"
+    broad, fine = (sum(name != "" for name in result[f"{kind}_categories"]) for kind in ("broad", "fine"))
     lines = [
         f"read       {read}",
         f"products   {result['products']:,} with {result['images']:,} images ({result['images_kind']})",
-        f"categories {len(result['broad_categories'])} broad, {len(result['fine_categories'])} fine",
+        f"categories {broad} broad, {fine} fine",
         f"partitions {len(result['partitions'])} of {size_mb:,.1f} MB: {result['written']} written, "
         f"{result['kept']} kept",
     ]
     if result["rejected"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in result["rejects"].items())
-        lines.append(f"rejects    {reasons}: {result['rejects_file']}")
+        lines.append(f"rejects    {reasons}: {result['rejects_path']}")
     if missing := result["source"].get("missing_label_files"):
         lines.append(f"missing    {', '.join(missing)}")
     if result.get("extra_files"):

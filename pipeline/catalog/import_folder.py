@@ -203,15 +203,16 @@ class ImportFolder:
             finally:
                 file.close()
 
-    def finish(self, partitions: int, manifest: Mapping[str, Any]) -> None:
+    def finish(self, partitions: int, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Remove partitions beyond the last one, of an older import of the same source, and write the manifest."""
         for path in sorted(self.catalog.iterdir()):
             if _PARTITION.fullmatch(path.name) and int(path.stem.partition("-")[2]) >= partitions:
                 (self._state / f"{path.stem}.json").unlink(missing_ok=True)
                 path.unlink()
-        rejects, size_bytes = digest_of(self.path / REJECTS)
-        about = {"name": REJECTS, "sha256": rejects, "bytes": size_bytes}
-        self._put(self.path / MANIFEST, {**manifest, "rejects_file": about})
+        sha256, size_bytes = digest_of(self.path / REJECTS)
+        whole = {**manifest, "rejects_file": {"name": REJECTS, "sha256": sha256, "bytes": size_bytes}}
+        self._put(self.path / MANIFEST, whole)
+        return whole
 
     def _partition(self, number: int) -> Path:
         return self.catalog / f"part-{number:05d}.parquet"

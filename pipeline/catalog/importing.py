@@ -78,7 +78,8 @@ def run_import(source: ImportSource, out: str, options: ImportOptions, origin: M
         origin: `source` and `job`, told when the folder belongs to another one.
 
     Returns:
-        The manifest, with `catalog`, `rejects_file`, `written` and `kept` partitions and `seconds`.
+        The manifest, with `catalog`, `rejects_path`, `manifest` and `images_root`, `written` and `kept` partitions and
+        `seconds`.
 
     Raises:
         CatalogError: `out` cannot be used.
@@ -99,11 +100,10 @@ def run_import(source: ImportSource, out: str, options: ImportOptions, origin: M
                 notes.append(note or _write(folder, number, inputs, group, source, images))
                 rejects.add(ImportReject(*fields) for fields in notes[-1].rejects)
                 log.info("%s", _progress(notes, is_kept=note is not None, rejected=sum(rejects.counts.values())))
-        manifest = _manifest(settings, source, notes, rejects)
-        folder.finish(len(notes), manifest)
+        manifest = folder.finish(len(notes), _manifest(settings, source, notes, rejects))
     if not manifest["products"]:
         raise RunError(f"nothing of {origin['source']} could be imported; {folder.path / REJECTS} says why")
-    places = {"catalog": str(folder.path / CATALOG), "rejects_file": str(folder.path / REJECTS)}
+    places = {"catalog": str(folder.path / CATALOG), "rejects_path": str(folder.path / REJECTS)}
     places |= {"manifest": str(folder.path / MANIFEST), "images_root": options.images_root}
     seconds = round(time.monotonic() - started, 3)
     return {**manifest, **places, "written": len(notes) - kept, "kept": kept, "seconds": seconds}

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def open_table(path: str, *, kind: str | None = None, delimiter: str | None = No
         if found == "csv":
             return CsvTable(file, delimiter or ("\t" if suffix == ".tsv" else ","))
         return JsonlTable(file) if found == "jsonl" else ParquetTable(file)
-    except (OSError, EOFError, ValueError, csv.Error, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException) as error:
         raise CatalogError(f"{path} cannot be read as {found}: {first_line(error)}") from error
 
 
@@ -98,6 +99,15 @@ def sha256_of(path: str) -> str:
     """Digest of a file's bytes."""
     with Path(absolute(path)).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fitting(value: Any, type_: pa.DataType) -> Any:
+    """A value as its column has it: JSON where its values have only text in common, whole numbers among floats."""
+    if value is None or isinstance(value, pa.Scalar):
+        return value
+    if pa.types.is_string(type_) and not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return float(value) if pa.types.is_floating(type_) and isinstance(value, int) else value
 
 
 class CsvTable:
@@ -163,16 +173,8 @@ class JsonlTable:
         self.schema = pa.schema([pa.field(name, _common(found)) for name, found in kinds.items()])
 
     def rows(self, *, only: str | None = None) -> Iterator[TableRow | ImportReject]:
-        """All rows; a column of values that have nothing in common holds JSON."""
-        texts = {field.name for field in self.schema if pa.types.is_string(field.type)}
-        floats = {field.name for field in self.schema if pa.types.is_float64(field.type)}
-        for row in self._read():
-            if isinstance(row, TableRow):
-                values = {n: _text(v) if n in texts else v for n, v in row.values.items()}
-                values |= {n: float(v) for n, v in row.values.items() if n in floats and v is not None}
-                yield TableRow(row.number, values)
-            else:
-                yield row
+        """All rows, their values as JSON has them."""
+        yield from self._read()
 
     def _read(self) -> Iterator[TableRow | ImportReject]:
         with _binary(self._file) as file:
@@ -262,10 +264,6 @@ def _common(kinds: set[str]) -> pa.DataType:
     if found and found <= {"int", "float"}:
         return pa.float64() if "float" in found else pa.int64()
     return pa.bool_() if found == {"bool"} else pa.string()
-
-
-def _text(value: object) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _plain(type_: pa.DataType) -> pa.DataType:

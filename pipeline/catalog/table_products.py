@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.catalog.import_source import ImportReason, ImportReject, SourceImage, SourceProduct
-from pipeline.catalog.table_files import TableFile, TableRow, sha256_of
+from pipeline.catalog.table_files import TableFile, TableRow, fitting, sha256_of
 from pipeline.errors import CatalogError, InputRejected, first_line
 from pipeline.paths import absolute
 from pipeline.records import Reason
@@ -202,7 +202,10 @@ class TableProducts:
 
     def _carried_values(self, row: TableRow, product_id: str) -> tuple[dict[str, Any], list[ImportReject]]:
         """The carried columns under their names in the catalog, and the numbers that are none."""
-        values = {name: row.values.get(source) for source, name in self._carried.items()}
+        types = self._table.schema
+        values = {
+            name: fitting(row.values.get(source), types.field(source).type) for source, name in self._carried.items()
+        }
         rejects = []
         for source in self._asked.numbers:
             written = _plain(values[self._carried[source]])
