@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from small_catalog import assert_equal_tables, jpeg, table
 
 from jobs import backfill, import_fashion200k
 from pipeline.catalog.fashion200k import BROAD, LABEL_FILES, Fashion200k, Label, parse_line, repaired
+from pipeline.catalog.import_source import ImportReject, SourceProduct
 from pipeline.catalog.importing import ImportOptions, run_import
 from pipeline.catalog.partitions import open_catalog
 from pipeline.catalog.products import RowPlan, read_products
@@ -259,6 +260,30 @@ def test_what_changed_is_written_again_and_what_is_left_over_goes(traps: Path, t
     assert len(rows(out)) == 5
     run(root, tmp_path / "fresh")
     assert content(out) == content(tmp_path / "fresh")
+
+
+class Vanishing(Fashion200k):
+    """A data set whose first image goes away after it was looked for."""
+
+    def products(self) -> Iterator[SourceProduct | ImportReject]:
+        first = Path(self.images_root, GOWNS, "000", "000_0.jpeg")
+        for number, product in enumerate(super().products()):
+            if number == 290:
+                first.rename(first.with_suffix(".away"))
+            yield product
+
+
+def test_an_image_that_goes_away_meanwhile_is_rejected_and_tried_again(tmp_path: Path) -> None:
+    root, options, origin = tmp_path / "set", ImportOptions(str(tmp_path / "set")), {"job": "j", "source": "s"}
+    paths = [f"{GOWNS}/{i:03d}/{i:03d}_0.jpeg" for i in range(300)]
+    write_labels(root, {"dress_train": b"\n".join(line(path) for path in paths)})
+    write_images(root, paths)
+    told = run_import(Vanishing(str(root)), str(tmp_path / "out"), options, origin)
+    assert (told["products"], told["images"], told["rejects"]) == (299, 299, {"image_not_found": 1})
+    assert [row["input"] for row in rejects(tmp_path / "out")] == paths[:1]
+    (root / paths[0]).with_suffix(".away").rename(root / paths[0])
+    told = run_import(Fashion200k(str(root)), str(tmp_path / "out"), options, origin)
+    assert (told["products"], told["images"], told["rejected"], told["kept"]) == (300, 300, 0, 0)
 
 
 @pytest.mark.parametrize("killed_at", [3, 30])

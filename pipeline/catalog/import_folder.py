@@ -93,7 +93,7 @@ class Note:
         inputs: digest of everything that it was made of.
         sha256: of the file.
         broad: of each broad category `[products, images]`; `fine` likewise.
-        rejects: what was rejected while it was written, as fields of `ImportReject`.
+        unread: images that were there and could not be read when it was written.
     """
 
     inputs: str
@@ -103,7 +103,7 @@ class Note:
     images: int
     broad: Mapping[str, list[int]]
     fine: Mapping[str, list[int]]
-    rejects: tuple[tuple[Any, ...], ...]
+    unread: int
 
 
 class ImportFolder:
@@ -169,14 +169,16 @@ class ImportFolder:
             raise CatalogError(f"{self.catalog} holds {foreign[0]}, which no import wrote; move it away")
 
     def kept(self, number: int, inputs: str) -> Note | None:
-        """The note of a finished partition, if it was made of these inputs and its file is as it was written."""
+        """The note of a finished partition, if it was made of these inputs and its file is as it was written.
+
+        One in which images could not be read is not kept: they may be readable now.
+        """
         try:
-            fields = json.loads(self._note(number).read_text())
-            note = Note(**fields | {"rejects": tuple(tuple(reject) for reject in fields["rejects"])})
+            note = Note(**json.loads(self._note(number).read_text()))
             is_whole = note.inputs == inputs and digest_of(self._partition(number)) == (note.sha256, note.size_bytes)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError):
             return None
-        return note if is_whole else None
+        return note if is_whole and not note.unread else None
 
     @contextmanager
     def partition(self, number: int) -> Iterator[Path]:

@@ -97,9 +97,11 @@ def run_import(source: ImportSource, out: str, options: ImportOptions, origin: M
                 inputs = _digest(settings, group)
                 note = folder.kept(number, inputs)
                 kept += note is not None
-                notes.append(note or _write(folder, number, inputs, group, source, images))
-                rejects.add(ImportReject(*fields) for fields in notes[-1].rejects)
-                log.info("%s", _progress(notes, is_kept=note is not None, rejected=sum(rejects.counts.values())))
+                if note is None:
+                    note, unread = _write(folder, number, inputs, group, source, images)
+                    rejects.add(unread)
+                notes.append(note)
+                log.info("%s", _progress(notes, kept=kept, rejected=sum(rejects.counts.values())))
         manifest = folder.finish(len(notes), _manifest(settings, source, notes, rejects))
     if not manifest["products"]:
         raise RunError(f"nothing of {origin['source']} could be imported; {folder.path / REJECTS} says why")
@@ -206,8 +208,8 @@ def _write(
     group: Sequence[_Found],
     source: ImportSource,
     images: _ImageFiles,
-) -> Note:
-    """Write a partition, a row group at a time, and note what is in it."""
+) -> tuple[Note, list[ImportReject]]:
+    """Write a partition, a row group at a time, and note what is in it; also the images that could not be read."""
     element = pa.binary() if images.has_bytes else pa.string()
     schema = source.schema.append(pa.field("images", pa.list_(element)))
     named = source.schema.names  # the statistics and dictionaries of images would be images again
@@ -230,8 +232,7 @@ def _write(
                     count = counts.setdefault(row[name] if row[name] is not None else "", [0, 0])
                     count[0], count[1] = count[0] + 1, count[1] + len(row["images"])
     told = {"products": products, "images": n_images, "broad": kinds["broad_category"], "fine": kinds["fine_category"]}
-    fields = [[getattr(reject, name) for name in ImportReject.__slots__] for reject in rejects]
-    return folder.remember(number, {"inputs": inputs, **told, "rejects": tuple(tuple(f) for f in fields)})
+    return folder.remember(number, {"inputs": inputs, **told, "unread": len(rejects)}), rejects
 
 
 def _row_groups(group: Sequence[_Found]) -> Iterator[list[_Found]]:
@@ -313,12 +314,11 @@ def _summed(counts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, dict[str
     }
 
 
-def _progress(notes: Sequence[Note], *, is_kept: bool, rejected: int) -> str:
+def _progress(notes: Sequence[Note], *, kept: int, rejected: int) -> str:
     """The line on standard error after each partition."""
     products, images = sum(note.products for note in notes), sum(note.images for note in notes)
     size_mb = sum(note.size_bytes for note in notes) / 1e6
-    what = "kept" if is_kept else "written"
     return (
-        f"partition {len(notes) - 1} {what}: {products:,} products, {images:,} images, {size_mb:,.1f} MB so far, "
+        f"{len(notes)} partitions ({kept} kept): {products:,} products, {images:,} images, {size_mb:,.1f} MB, "
         f"{rejected:,} rejected"
     )
