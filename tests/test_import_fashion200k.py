@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from job_process import JobProcess
 from small_catalog import assert_equal_tables, jpeg, table
@@ -382,6 +382,7 @@ TEXT = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=("C
 WORD = st.text("abcxyz019-_", min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(
     broad=st.sampled_from(sorted(BROAD)),
     fine=WORD,
@@ -401,6 +402,7 @@ def test_a_line_that_is_written_is_read(
     assert label == Label(path, product_id, ordinal, BROAD[broad], f"{broad}/{fine}", score, description)
 
 
+@settings(deadline=None)
 @given(raw=st.binary(max_size=60) | st.lists(TEXT | WORD, max_size=5).map(lambda parts: "\t".join(parts).encode()))
 def test_any_line_is_a_label_or_rejected(raw: bytes) -> None:
     with contextlib.suppress(InputRejected):
@@ -409,6 +411,7 @@ def test_any_line_is_a_label_or_rejected(raw: bytes) -> None:
         assert ".." not in label.path
 
 
+@settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=("Cs",))))
 def test_what_was_encoded_twice_comes_back(text: str) -> None:
     assert repaired(text.encode().decode("latin-1")) == text

@@ -313,7 +313,7 @@ ROWS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(table=ROWS, partition=st.integers(1, 3))
 def test_every_row_and_every_image_is_in_the_catalog_or_the_rejects(
     shop: Path, tmp_path_factory: pytest.TempPathFactory, table: list[tuple[str, str, str]], partition: int
