@@ -9,7 +9,8 @@ import random
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pyarrow.fs as pafs
@@ -92,6 +93,20 @@ class Fetcher:
             pause_s = self._config.backoff_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
             time.sleep(max(min(pause_s, self._config.timeout_s), asked_s))
 
+    def stat(self, reference: str) -> os.stat_result:
+        """Size and times of a file under a local root, which is opened and not read.
+
+        Raises:
+            ImageRejected: as of `fetch`; URLs and stores are refused.
+        """
+        if not reference.strip():
+            raise ImageRejected(Reason.IMAGE_EMPTY, "the reference is blank")
+        inside, told = self._inside(reference), shortened(reference)
+        if not self._is_local:
+            raise ImageRejected(Reason.FETCH_REFUSED, f"{told} is not a local file")
+        with self._file(inside, told) as (_, found):
+            return found
+
     def _reader(self, reference: str) -> Callable[[], bytes]:
         """What reads the reference once; raises OSError where another attempt may help."""
         if not reference.strip():
@@ -136,6 +151,13 @@ class Fetcher:
 
     def _read_file(self, inside: str, told: str) -> bytes:
         """A local file. A failing disk is not asked again."""
+        with self._file(inside, told) as (file, _):
+            deadline = time.monotonic() + self._config.timeout_s
+            return read_capped(partial(os.read, file), self._max_bytes, deadline, told)
+
+    @contextmanager
+    def _file(self, inside: str, told: str) -> Iterator[tuple[int, os.stat_result]]:
+        """A local file's descriptor, and what it is: a regular file that is not too large."""
         try:
             file = self._opened(inside, told)
             try:
@@ -146,8 +168,7 @@ class Fetcher:
                     raise ImageRejected(Reason.FETCH_REFUSED, f"{told} is a device or pipe, no file")
                 if kind.st_size > self._max_bytes:
                     raise too_large(told, f"{kind.st_size:,}", self._max_bytes)
-                deadline = time.monotonic() + self._config.timeout_s
-                return read_capped(partial(os.read, file), self._max_bytes, deadline, told)
+                yield file, kind
             finally:
                 os.close(file)
         except (OSError, ValueError) as error:

@@ -180,9 +180,8 @@ def evaluate(
 
 def is_fashion200k(products: Products) -> bool:
     """Whether the categories are those of Fashion200k, so that the published figures compare."""
-    broad = {name.removesuffix("es" if name.endswith("sses") else "s") for name in products.levels["broad"].names}
-    fine = products.levels["fine"].names
-    return broad == {"dress", "jacket", "pant", "skirt", "top"} and any("casual_and_day_dresses" in n for n in fine)
+    broad, fine = products.levels["broad"].names, products.levels["fine"].names
+    return broad == ("dresses", "jackets", "pants", "skirts", "tops") and "dresses/casual_and_day_dresses" in fine
 
 
 def examples(searcher: Searcher, answers: Answers) -> list[Example]:
