@@ -106,7 +106,7 @@ def test_every_file_is_in_the_tree_and_every_module_on_the_architecture_page() -
             assert path.stem in ARCHITECTURE, path
     folders = [ROOT / name for name in ("pipeline", "jobs", "tests", "infra")]
     existing = {path.name for folder in folders for path in folder.rglob("*.py")}
-    assert set(re.findall(r"[a-z_]+\.py", tree)) <= existing
+    assert set(re.findall(r"[a-z0-9_]+\.py", tree)) <= existing
 
 
 def test_every_setting_in_the_readme_exists() -> None:
