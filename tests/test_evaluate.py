@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,12 +18,12 @@ from pipeline.errors import QueryError
 from pipeline.evaluate.answers import DEPTH, Answers, relevance_of
 from pipeline.evaluate.colours import COLOURS, colours_of, without_colours
 from pipeline.evaluate.diversity import METHODS, diversity, read_images
-from pipeline.evaluate.evaluation import categories, comparisons, figures, per_query
+from pipeline.evaluate.evaluation import categories, comparisons, figures, is_fashion200k, per_query
 from pipeline.evaluate.exact import exact_search
-from pipeline.evaluate.products import Block, read_blocks, read_products
+from pipeline.evaluate.products import Block, Products, labels, read_blocks, read_products
 from pipeline.evaluate.queries import RECIPES, Query, draw_queries
 from pipeline.evaluate.query_files import read_queries
-from pipeline.evaluate.vocabulary import noun_of, phrase_of, spoken, type_of
+from pipeline.evaluate.vocabulary import frequencies, noun_of, phrase_of, spoken, type_of
 from pipeline.query import Searcher
 from pipeline.store.releases import get_release
 from pipeline.store.tables import Database
@@ -286,10 +289,33 @@ def test_types_are_what_texts_say(shop):
     products = read_products(*shop, fine="type")
     assert products.levels["fine"].names == ()  # fewer than five products share any word
     counts = {"knit": 9, "midi": 9, "dress": 9, "black": 9, "zorjen": 1}
-    from collections import Counter
-
     assert type_of("Zorjen black knit midi dress", Counter(counts)) == "knit midi dress"
     assert type_of("black", Counter(counts)) is None
+
+
+@pytest.mark.parametrize(("fine", "is_it"), [("dresses/casual_and_day_dresses", True), ("midi dress", False)])
+def test_fashion200k_is_known_by_its_categories(fine, is_it):
+    broad = ["dress", "jacket", "pants", "skirt", "top"]
+    levels = {"broad": labels(broad), "fine": labels([fine, *"abcd"])}
+    assert is_fashion200k(Products(pa.array("12345"), [""] * 5, [""] * 5, levels)) is is_it
+
+
+def test_article_queries_of_real_labels(shared):
+    """Attributes in the order of the descriptions and a noun, as in the published examples."""
+    rows = pq.read_table(shared / "data" / "fashion200k" / "products.parquet").sort_by("product_id").to_pylist()
+    texts = [row["description"] or "" for row in rows]
+    levels = {name: labels([row[f"{name}_category"] for row in rows]) for name in ("broad", "fine")}
+    products = Products(pa.array([row["product_id"] for row in rows]), texts, texts, levels)
+    drawn = draw_queries(products, "article", count=1000, seed=0)
+    assert len(drawn) == 1000
+    assert {query.text.split()[-1] for query in drawn} == {"dress", "jacket", "pants", "skirt", "top"}
+    lengths = Counter(len(query.text.split()) for query in drawn)
+    assert set(lengths) == {2, 3, 4}
+    assert sum(bool(colours_of(query.text)) for query in drawn) > 300
+    counts = frequencies(texts)
+    types = Counter(type_of(text, counts) for text in texts)
+    assert types["maxi dress"] > 5
+    assert not any(colours_of(name) for name in types if name)
 
 
 def test_words():
