@@ -89,6 +89,7 @@ def _next_steps(catalog: Path, db: Path, carried: str) -> str:
         [
             "\nnext:",
             f"  {shown} -m jobs.search 'navy pleated skirt' --db {db} --where 'price<60' --diversify",
+            f"  {shown} -m jobs.evaluate --db {db}",
             f"  {shown} {again}",
             f"  {shown} -m jobs.status --db {db}",
         ]

@@ -48,7 +48,7 @@ def test_the_demo_shows_what_it_promises(demo: Path) -> None:
     assert re.search(r"release    1 in ", told)
     for mode in ("text", "image", "avg", "diversified"):
         assert f"({mode})" in told
-    assert len(told.split("next:\n")[1].strip().splitlines()) == 3
+    assert len(told.split("next:\n")[1].strip().splitlines()) == 4
     with Image.open(demo / ".demo" / "contact_sheet.png") as sheet:
         assert min(sheet.size) > 500
     again = run("-m", "jobs.demo", "--products", "150", cwd=demo)

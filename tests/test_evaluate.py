@@ -297,7 +297,7 @@ def test_types_are_what_texts_say(shop):
 def test_fashion200k_is_known_by_its_categories(fine, is_it):
     broad = ["dress", "jacket", "pants", "skirt", "top"]
     levels = {"broad": labels(broad), "fine": labels([fine, *"abcd"])}
-    assert is_fashion200k(Products(pa.array("12345"), [""] * 5, [""] * 5, levels)) is is_it
+    assert is_fashion200k(Products(pa.array("12345"), *2 * [pa.array([""] * 5)], levels)) is is_it
 
 
 def test_article_queries_of_real_labels(shared):
@@ -305,7 +305,7 @@ def test_article_queries_of_real_labels(shared):
     rows = pq.read_table(shared / "data" / "fashion200k" / "products.parquet").sort_by("product_id").to_pylist()
     texts = [row["description"] or "" for row in rows]
     levels = {name: labels([row[f"{name}_category"] for row in rows]) for name in ("broad", "fine")}
-    products = Products(pa.array([row["product_id"] for row in rows]), texts, texts, levels)
+    products = Products(pa.array([row["product_id"] for row in rows]), *2 * [pa.array(texts)], levels)
     drawn = draw_queries(products, "article", count=1000, seed=0)
     assert len(drawn) == 1000
     assert {query.text.split()[-1] for query in drawn} == {"dress", "jacket", "pants", "skirt", "top"}

@@ -102,7 +102,7 @@ def _figure(
         page = Hits([], vectors=partial(images.of, shown))
         alike = page.look_alikes()
         codes = fine.codes[shown]
-        colours = set().union(*(colours_of(products.texts[place]) for place in shown.tolist()))
+        colours = set().union(*(colours_of(products.texts[place].as_py()) for place in shown.tolist()))
         rows.append(
             (
                 page.diversity or 0.0,

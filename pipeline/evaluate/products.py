@@ -19,6 +19,7 @@ FINE = ("category", "type")
 """How "fine" is defined: the catalog's own `fine_category`, or the type that a product's title or description names."""
 
 _BLOCK_ROWS = 4096
+_SLICE = 10_000
 _BLOCKS_AHEAD = 1  # Lance's own default reads 16 batches ahead, a gigabyte of vectors
 _READ_AHEAD_BYTES = 67_108_864  # and keeps 2 GB of a file's pages
 
@@ -57,13 +58,13 @@ class Products:
 
     Attributes:
         ids: string (N,), sorted.
-        phrases: what each is called, empty where it has no text.
-        texts: title and description, for what else a text holds.
+        phrases: large_string (N,), what each is called, empty where it has no text.
+        texts: large_string (N,), title and description, for what else a text holds.
     """
 
-    ids: pa.StringArray
-    phrases: Sequence[str]
-    texts: Sequence[str]
+    ids: pa.Array
+    phrases: pa.Array
+    texts: pa.Array
     levels: dict[str, Labels]
     """`broad` and `fine`. A fine category of several broad ones, as men's and women's jackets, counts as several."""
 
@@ -79,13 +80,14 @@ class Products:
     def subset(self, kept: npt.NDArray[np.bool_]) -> Products:
         """Only the products at the places that are kept, bool (N,), with the same categories."""
         levels = {level: Labels(labels.names, labels.codes[kept]) for level, labels in self.levels.items()}
-        places = np.flatnonzero(kept).tolist()
-        return Products(
-            self.ids.filter(pa.array(kept)),
-            [self.phrases[place] for place in places],
-            [self.texts[place] for place in places],
-            levels,
-        )
+        mask = pa.array(kept)
+        return Products(self.ids.filter(mask), self.phrases.filter(mask), self.texts.filter(mask), levels)
+
+    def each(self, column: str) -> Iterator[str]:
+        """`phrases` or `texts` in order, a slice at a time: as Python's strings all of them may not fit into memory."""
+        values = getattr(self, column)
+        for at in range(0, len(values), _SLICE):
+            yield from values.slice(at, _SLICE).to_pylist()
 
 
 @dataclass(frozen=True)
@@ -112,18 +114,37 @@ def read_products(db: Database, version: int, *, fine: str = "category") -> Prod
         fine: one of `FINE`.
     """
     names = ["product_id", "title", "description", "broad_category", "fine_category"]
-    table = db.dataset("products", version).to_table(columns=names).sort_by("product_id").combine_chunks()
-    titles, descriptions = table["title"].to_pylist(), table["description"].to_pylist()
-    phrases = [phrase_of(*pair) for pair in zip(titles, descriptions, strict=True)]
-    texts = [f"{title or ''} {description or ''}" for title, description in zip(titles, descriptions, strict=True)]
+    table = db.dataset("products", version).to_table(columns=names)
+    # Sorting puts a column into one piece, and all descriptions of a large shop are more than 2 GB.
+    table = table.cast(pa.schema([(name, pa.large_string()) for name in names])).sort_by("product_id")
+    phrases = pa.concat_arrays([pa.array([], pa.large_string()), *_phrases(table)])
+    texts = pc.binary_join_element_wise(
+        *(pc.fill_null(table[name], "") for name in ("title", "description")), pa.scalar(" ", pa.large_string())
+    )
     broad = [value or None for value in table["broad_category"].to_pylist()]
     if fine == "type":
-        counts = frequencies(phrases)
-        kinds = [type_of(phrase, counts) for phrase in phrases]
+        counts = frequencies(phrase.as_py() for phrase in phrases)
+        kinds = [type_of(phrase.as_py(), counts) for phrase in phrases]
     else:
         kinds = _nested(broad, [value or None for value in table["fine_category"].to_pylist()])
-    ids = table["product_id"].chunk(0) if table.num_rows else pa.array([], pa.string())
-    return Products(ids, phrases, texts, {"broad": labels(broad), "fine": labels(kinds)})
+    return Products(
+        _whole(table["product_id"]).cast(pa.string()),
+        phrases,
+        _whole(texts),
+        {"broad": labels(broad), "fine": labels(kinds)},
+    )
+
+
+def _phrases(table: pa.Table) -> Iterator[pa.Array]:
+    """What the products are called, a slice at a time."""
+    for batch in table.select(["title", "description"]).to_batches(max_chunksize=_SLICE):
+        pairs = zip(batch["title"].to_pylist(), batch["description"].to_pylist(), strict=True)
+        yield pa.array([phrase_of(*pair) for pair in pairs], pa.large_string())
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    return pa.concat_arrays([pa.array([], column.type), *column.chunks])
 
 
 def _nested(broad: Sequence[str | None], fine: Sequence[str | None]) -> list[str | None]:

@@ -119,7 +119,7 @@ def _named(products: Products, level: str) -> list[Query]:
 
 def _from_products(products: Products, recipe: str, count: int, rng: random.Random) -> list[Query]:
     """Queries of products drawn at random, none of them twice."""
-    counts = frequencies(products.phrases)
+    counts = frequencies(products.each("phrases"))
     nouns = _nouns(products)
     common = frozenset(word for noun in nouns for word in noun.split())
     common |= {word for name in products.levels["broad"].names for word in words_of(spoken(name))}
@@ -131,9 +131,9 @@ def _from_products(products: Products, recipe: str, count: int, rng: random.Rand
         if broad is None:
             continue
         if recipe == "description":
-            words = products.texts[place].split()[:_DESCRIPTION_WORDS]
+            words = products.texts[place].as_py().split()[:_DESCRIPTION_WORDS]
         else:
-            words = attributes_of(products.phrases[place], counts, common)
+            words = attributes_of(products.phrases[place].as_py(), counts, common)
             most = _MOST_ATTRIBUTES if recipe == "article" else 1
             chosen = sorted(rng.sample(range(len(words)), min(len(words), rng.randint(1, most))))
             name = nouns[int(products.levels["broad"].codes[place])] if recipe == "article" else spoken(fine or broad)
@@ -156,7 +156,7 @@ def _nouns(products: Products) -> list[str]:
     """How shoppers ask for one thing of each broad category."""
     broad = products.levels["broad"]
     phrases: list[list[str]] = [[] for _ in broad.names]
-    for code, phrase in zip(broad.codes.tolist(), products.phrases, strict=True):
+    for code, phrase in zip(broad.codes.tolist(), products.each("phrases"), strict=True):
         if code >= 0:
             phrases[code].append(phrase)
     return [noun_of(name, called) for name, called in zip(broad.names, phrases, strict=True)]
@@ -166,7 +166,7 @@ def with_own_text(queries: Sequence[Query], products: Products) -> list[Query]:
     """The queries, with those marked whose words only their own source's text holds."""
     needed = [frozenset(words_of(query.text)) if query.source is not None else frozenset() for query in queries]
     holders: dict[str, array[int]] = {word: array("i") for words in needed for word in words}
-    for place, text in enumerate(products.texts):
+    for place, text in enumerate(products.each("texts")):
         for word in set(words_of(text)) & holders.keys():
             holders[word].append(place)
 
