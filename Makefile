@@ -8,7 +8,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 STAMP := .venv/.installed-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-fast check format lint types clean
+.PHONY: help install demo test test-slow test-fast check format lint types clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14

@@ -101,7 +101,8 @@ def run_job(job: Callable[[], Mapping[str, Any] | None], *, as_json: bool = Fals
     """Run a job's body and turn what comes of it into an exit code.
 
     Args:
-        job: the body; with `as_json` the mapping it returns becomes the last line of standard output.
+        job: the body; with `as_json` the mapping it returns becomes the last line of standard output. None where it
+            has printed what there is.
         as_json: print the result, or the error, as one JSON object.
 
     Returns:
@@ -109,7 +110,7 @@ def run_job(job: Callable[[], Mapping[str, Any] | None], *, as_json: bool = Fals
     """
     try:
         with _interruptible():
-            result = dict(job() or {})
+            told = job()
     except KeyboardInterrupt:
         return fail(RunInterrupted("stopped by a signal; run the same command again"), as_json=as_json)
     except TwotowerError as error:
@@ -126,8 +127,9 @@ def run_job(job: Callable[[], Mapping[str, Any] | None], *, as_json: bool = Fals
         return 1
     except OSError as error:
         return fail(RunError(f"a file, folder or store cannot be reached: {first_line(error)}"), as_json=as_json)
+    result = dict(told or {})
     code = int(result.pop("exit_code", 0))
-    if as_json:
+    if as_json and told is not None:
         print(json.dumps(result, default=str), flush=True)
     return code
 

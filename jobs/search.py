@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -16,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.cli import JobParser, fail, start_log
-from pipeline.errors import QueryError, TwotowerError
+from jobs.cli import JobParser, run_job, start_log
+from pipeline.errors import QueryError
 from pipeline.query import Diversify, Mixture, Searcher
 from pipeline.query.contact_sheet import Section, contact_sheet
 from pipeline.query.filters import parse_where
@@ -25,7 +24,7 @@ from pipeline.query.request import MODES, VECTOR_MODES
 from pipeline.query.rerank import METHODS
 from pipeline.query.results import SAME_PICTURE, Hits
 from pipeline.records import Hit
-from pipeline.shown import visible
+from pipeline.shown import as_json, visible
 
 _CONDITION = re.compile(r"\s*(?P<column>[^=!<>~]+?)\s*(?P<operator>!=|<=|>=|=|<|>|~)\s*(?P<value>.*)", re.DOTALL)
 _OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "~": "contains"}
@@ -40,33 +39,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     arguments = _parser().parse_args(argv)
     start_log("warning")
-    try:
-        return _run(arguments)
-    except TwotowerError as error:
-        return fail(error, as_json=arguments.json)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away, as `| head` does; there is no one left to tell
-        return 1
+    return run_job(lambda: _run(arguments), as_json=arguments.json)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> None:
     query = _query(arguments)
     if arguments.open and arguments.sheet is None:
         arguments.sheet = Path(tempfile.mkdtemp(prefix="twotower-")) / "contact_sheet.html"
     if arguments.sheet and arguments.sheet.suffix.lower() not in (".html", ".png"):
         raise QueryError(f"--sheet writes .html or .png, not {arguments.sheet.name!r}.")
     searcher = Searcher.open(arguments.db, release=arguments.release, model=arguments.model, device=arguments.device)
-    diversify = None
-    if arguments.diversify:
-        diversify = Diversify(
-            arguments.candidates, arguments.clusters, method=arguments.method, trade_off=arguments.trade_off
-        )
+    diversify = _diversify(arguments)
     where = parse_conditions(arguments.where, searcher)
     options = {
         "k": arguments.k, "offset": arguments.offset, "where": where, "exact": arguments.exact,
         "collapse_duplicates": arguments.collapse_duplicates,
     }  # fmt: skip
     is_all = arguments.mode == "all"
+    explained = {}
+    if arguments.explain:  # before the search, which leaves the query's vector where explain would find it
+        modes = {mode: (mode, None if is_all else diversify) for mode in (VECTOR_MODES if is_all else [arguments.mode])}
+        if is_all and diversify:
+            modes["diversified"] = ("text", diversify)
+        explained = {
+            name: searcher.explain(query, mode=mode, diversify=how, **options) for name, (mode, how) in modes.items()
+        }
     results = {
         mode: searcher.search(query, mode=mode, diversify=None if is_all else diversify, **options)
         for mode in (VECTOR_MODES if is_all else [arguments.mode])
@@ -78,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _write_sheet(searcher, _shown(arguments), results, diversify, within, arguments.sheet)
     if arguments.json:
         lists = {mode: [_as_json(hit) for hit in hits] for mode, hits in results.items()}
-        print(json.dumps(lists if is_all else lists[arguments.mode], default=str), flush=True)
+        print(as_json(lists if is_all else lists[arguments.mode]).decode(), flush=True)
     else:
         for mode, hits in results.items():
             print(f"{_LABELS[mode]} ({mode})" + (", diversified" if diversify and not is_all else ""))
@@ -86,16 +83,22 @@ def _run(arguments: argparse.Namespace) -> int:
             if hits.rank_correlation is not None:
                 spread = "-" if hits.diversity is None else f"{hits.diversity:.3f}"
                 print(f"mean distance of two images {spread}, rank correlation {hits.rank_correlation:.2f}")
-            if arguments.explain:
-                diversified = diversify if mode == "diversified" or not is_all else None
-                mode = "text" if mode == "diversified" else mode
-                print(searcher.explain(query, mode=mode, diversify=diversified, **options))
+            if mode in explained:
+                print(explained[mode])
             print(flush=True)
     if arguments.sheet and (arguments.open or not arguments.json):
         print(f"contact sheet: {visible(arguments.sheet)}", file=sys.stderr if arguments.json else sys.stdout)
     if arguments.open and _has_screen():
         webbrowser.open(arguments.sheet.absolute().as_uri())
-    return 0
+
+
+def _diversify(arguments: argparse.Namespace) -> Diversify | None:
+    """How to diversify; its options are none of a search that does not."""
+    names = ("candidates", "clusters", "method", "trade_off")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if given and not arguments.diversify:
+        raise QueryError(f"--{next(iter(given)).replace('_', '-')} says how --diversify reorders; give that too.")
+    return Diversify(**given) if arguments.diversify else None
 
 
 def _query(arguments: argparse.Namespace) -> object:
@@ -255,16 +258,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--diversify", action="store_true", help="show different pictures first; with --mode all, as a fourth list"
     )
-    parser.add_argument("--candidates", type=int, default=50, help="how many hits --diversify reorders")
-    parser.add_argument("--clusters", type=int, default=5, help="into how many groups of similar pictures")
+    parser.add_argument("--candidates", type=int, help="how many hits --diversify reorders (50)")
+    parser.add_argument("--clusters", type=int, help="into how many groups of similar pictures (5)")
     parser.add_argument(
         "--method",
         choices=METHODS,
-        default="kmeans",
-        help="of --diversify: clusters of pictures, or marginal relevance",
+        help="of --diversify: clusters of pictures (kmeans, the default), or marginal relevance",
     )
     parser.add_argument(
-        "--trade-off", type=float, default=0.5, metavar="W", help="of mmr: 1 only the query counts, 0 only differences"
+        "--trade-off", type=float, metavar="W", help="of mmr: 1 only the query counts, 0 only differences (0.5)"
     )
     parser.add_argument(
         "--collapse-duplicates", type=float, metavar="D",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -67,6 +69,28 @@ def redacted_tree(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redacted_tree(item) for item in value]
     return value
+
+
+def as_json(document: Any) -> bytes:
+    """A document as JSON, which knows neither NaN nor infinities: they become null."""
+    try:
+        return json.dumps(document, default=_plain, allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(_finite(document), default=_plain, allow_nan=False).encode()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _without_credentials(uri: str) -> str:

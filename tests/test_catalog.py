@@ -167,8 +167,16 @@ def test_a_named_column_that_is_missing_is_refused(tmp_path: Path) -> None:
     pq.write_table(_table(), tmp_path / "a.parquet")
     with pytest.raises(CatalogError, match="has no column 'cost' named in"):
         open_catalog(str(tmp_path), AUTO, ColumnsConfig(carried=("cost",)))
+
     with pytest.raises(CatalogError, match="has no column 'photo' for images"):
         open_catalog(str(tmp_path), AUTO, ColumnsConfig(images="photo"))
+
+
+@pytest.mark.parametrize("name", ["a.b", "a`b", "and", "not"])
+def test_carried_columns_that_no_table_or_filter_can_name(tmp_path, name):
+    pq.write_table(pa.table({"product_id": ["1"], "title": ["a"], name: [1]}), tmp_path / "a.parquet")
+    with pytest.raises(CatalogError, match=r"columns\.carried has a name that"):
+        open_catalog(str(tmp_path), AUTO, ColumnsConfig(carried=(name,)))
 
 
 def damage(path: Path, row_group: int, column: int) -> None:

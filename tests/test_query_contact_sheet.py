@@ -83,7 +83,7 @@ def test_what_looks_the_same_is_marked_and_what_was_left_out_named():
     tiles = re.findall("<li id=.*?</figure></li>", text)
     assert len(tiles) == 8
     marks = [re.findall('<a class="same" href="(.*?)">(.*?)</a>', tile) for tile in tiles]
-    assert marks[:4] == [[], [], [("#s0-1", "same picture as no. 1")], [("#s0-2", "same picture as no. 2")]]
+    assert marks[:4] == [[], [], [("#s0-1", "looks like no. 1")], [("#s0-2", "looks like no. 2")]]
     assert not any(marks[4:])
     assert "<summary>+2 alike</summary>" in tiles[1]
     assert "<li>p7</li><li>&lt;b&gt;8</li>" in tiles[1]

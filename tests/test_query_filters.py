@@ -46,6 +46,21 @@ def found(where):
     return ids
 
 
+def test_whole_numbers_beyond_signed_ones(tmp_path):
+    top = 2**64
+    numbers = pa.array([top - 1, top - 2, 2**63, 5, None], pa.uint64())
+    rows = pa.table({"product_id": list("01234"), "u": numbers})
+    made = lancedb.connect(tmp_path).create_table("t", rows)
+    for where, expected in (
+        ({"u": top - 1}, "0"), ({"u": {"ge": top - 2}}, "01"), ({"u": {"lt": 2**63}}, "3"),
+        ({"u": {"in": [top - 2, 5]}}, "13"),
+        ({"u": {"between": [2**63, top - 2]}}, "12"), ({"u": {"gt": top}}, ""),
+    ):  # fmt: skip
+        node = parse_where(where, rows.schema)
+        for filter_ in (expression(node), sql(node)):
+            assert passing(filter_, lambda: made) == list(expected), where
+
+
 def truth(where, row):
     """True, False or None, as SQL has it."""
     results = []

@@ -21,6 +21,7 @@ from pipeline.errors import QueryError
 from pipeline.model import canary, load_model
 from pipeline.query import Searcher
 from pipeline.records import Hit
+from pipeline.shown import as_json
 
 TITLES = ["red dress", "blue coat \x1b[31m\x07", "wool shirt", "red coat", "blue dress", "wool dress"]
 
@@ -63,6 +64,36 @@ def test_json_hits(db, capsys):
     assert hits[0]["product_id"] == "p00000"
     assert hits[0]["cluster"] is None
     assert hits[0]["fields"]["price"] == 10.0
+
+
+def test_json_knows_no_nan(db, capsys, tmp_path):
+    columns = {name: values[:3] for name, values in facts(3).items()} | {"price": [float("nan"), float("inf"), 1.0]}
+    vectors = np.eye(3, 16, dtype=np.float32)
+    release(path := make_db(tmp_path / "db", text=vectors, image=vectors, columns=columns))
+    first = Searcher.open(path).search(vectors[0], k=3)
+    assert [hit.fields["price"] for hit in first][2] == 1.0
+    assert json.loads(as_json([dict(hit.fields) for hit in first]))[0]["price"] is None
+    _, out, _ = run(capsys, "red dress", "--db", db, "--json")
+    assert json.loads(out, parse_constant=pytest.fail)
+
+
+def test_what_cannot_be_read_is_a_sentence_and_an_object(capsys, tmp_path):
+    folder = tmp_path / "model"
+    model = load_model(str(write_folder(folder)))
+    canary.write(model)
+    columns = {name: values[:3] for name, values in facts(3).items()}
+    vectors = model.embed_texts(["red", "blue", "wool"])
+    path = make_db(tmp_path / "db", text=vectors, image=vectors, columns=columns)
+    release(path, model=str(folder), model_id=model.model_id)
+    for file in (tmp_path / "db" / "products.lance" / "data").iterdir():
+        file.unlink()
+    code, out, err = run(capsys, "red dress", "--db", path, "--json")
+    assert code == 2
+    assert "cannot be read any more" in json.loads(out)["error"]
+    assert "Traceback" not in err
+    code, _, err = run(capsys, "red dress", "--db", "s3://")
+    assert code == 2
+    assert err.startswith("error: ")
 
 
 def test_all_modes_diversified_with_a_sheet(db, capsys, tmp_path):
@@ -210,6 +241,14 @@ def test_errors_are_one_sentence_and_exit_two(db, capsys, arguments, sentence):
     assert len(err.splitlines()) == 1
     code, out, _ = run(capsys, *arguments, "--db", db, "--json")
     assert sentence in json.loads(out)["error"]
+
+
+@pytest.mark.parametrize("option", [("--method", "mmr"), ("--trade-off", 0.7), ("--clusters", 3), ("--candidates", 9)])
+def test_options_of_a_reordering_want_one(db, capsys, option):
+    code, _, err = run(capsys, "red dress", "--db", db, *option)
+    assert code == 2
+    assert f"{option[0]} says how --diversify reorders" in err
+    assert run(capsys, "red dress", "--db", db, "--diversify", *option)[0] == 0
 
 
 def test_nothing_that_is_printed_steers_the_terminal(db, capsys, tmp_path):

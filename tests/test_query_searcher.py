@@ -56,6 +56,53 @@ def modelled(tmp_path_factory):
     return path, model, folder / "model"
 
 
+@pytest.mark.parametrize("scale", [1e308, 1e-300, 1])
+def test_only_the_proportions_of_a_mixtures_weights_count(db, scale):
+    one, other = unit(np.random.default_rng(3).normal(size=(2, DIM)))
+    searcher = Searcher.open(db)
+    mixed = (
+        Mixture([(one, np.float32(0.75)), (other, 0.25)])
+        if scale == 1
+        else Mixture([(one, 0.75 * scale), (other, 0.25 * scale)])
+    )
+    expected = searcher.search(unit(0.75 * one + 0.25 * other), k=np.int64(5))
+    assert [hit.product_id for hit in searcher.search(mixed, k=5)] == [hit.product_id for hit in expected]
+
+
+@pytest.mark.parametrize("parts", [None, 5, "red", [("red", 10**400)], [("red", float("nan"))], [("red", True)]])
+def test_a_mixture_that_is_none_is_refused(parts):
+    with pytest.raises(QueryError, match="A Mixture"):
+        Mixture(parts)
+
+
+def test_a_release_whose_files_went_away_is_a_sentence(tmp_path):
+    searcher = Searcher.open(random_db(tmp_path / "db"))
+    for table in ("products", "images"):
+        for file in (tmp_path / "db" / f"{table}.lance" / "data").iterdir():
+            file.unlink()
+    asked = [lambda: searcher.search(unit(np.ones(DIM))), lambda: searcher.thumbnails(["p00001"]),
+             lambda: searcher.products(["p00001"], ["title"]), searcher.facets]  # fmt: skip
+    for ask in asked:
+        with pytest.raises(QueryError, match="Release 1 cannot be read any more"):
+            ask()
+    with pytest.raises(QueryError, match="No column 'nope'"):
+        searcher.products(["p00001"], ["nope"])
+
+
+def test_deep_pages_read_as_many_partitions_as_they_need(indexed):
+    searcher = Searcher.open(indexed)
+    searcher.release.index["text"]["probes"] = 1  # of several: what a large index reads is a small share of it
+    assert searcher.release.index["text"]["partitions"] > 1
+    query = unit(np.random.default_rng(4).normal(size=DIM))
+    assert len(searcher.search(query, mode="text", k=3000)) == 3000
+    assert len(searcher.search(query, mode="text", k=100, offset=2900)) == 100
+
+
+def test_hybrid_wants_words_when_it_is_explained_too(db):
+    with pytest.raises(QueryError, match="needs words"):
+        Searcher.open(db).explain(unit(np.ones(DIM)), mode="hybrid")
+
+
 def vectors_of(db, name):
     rows = lancedb.connect(db).open_table("products").to_arrow().select(["product_id", name]).to_pylist()
     return {row["product_id"]: np.array(row[name], np.float64) for row in rows if row[name] is not None}

@@ -117,6 +117,15 @@ def test_look_alikes_are_marked(server):
     assert not any(hit["looks_like"] for hit in server.get("/search", q="blue", k=20).json["hits"])
 
 
+def test_probes_may_ask_with_head(server):
+    for path in ("/healthz", "/"):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.request("HEAD", path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
+        connection.close()
+
+
 def test_products_like_one(server, searcher):
     for mode in ("text", "image", "avg"):
         found = server.similar("p00008", mode=mode, k=6)
@@ -129,7 +138,7 @@ def test_products_like_one(server, searcher):
     assert ODD_IDS[3] not in server.similar(ODD_IDS[3], k=48).ids
     unknown = server.similar("nope\x1b[31m")
     assert unknown.status == 404
-    assert unknown.error == r"There is no product 'nope\\x1b[31m' in release 1."
+    assert unknown.error == r"There is no product 'nope\x1b[31m' in release 1."
     assert (server.similar("p00005", mode="image").status, server.similar("p00005").status) == (400, 200)
     assert "has no image" in server.similar("p00005", mode="image").error
     assert "hybrid" in server.similar("p00008", mode="hybrid").error

@@ -355,6 +355,11 @@ def _check(path: str, schema: pa.Schema, columns: ColumnsConfig, shape: str) -> 
             raise CatalogError(
                 f"{path} has no column {name!r} named in columns.carried; it has {', '.join(schema.names)}"
             )
+        if "." in name or "`" in name or name in ("and", "or", "not"):
+            raise CatalogError(
+                f"{path}: the column {name!r} in columns.carried has a name that tables or filters cannot have; give "
+                "it another one, without a dot or a backtick and not `and`, `or` or `not`"
+            )
         carried.append(pa.field(name, schema.field(name).type))
     id_kind = "string" if _is_string(schema.field(id_name).type) else "integer"
     mapping = ColumnsConfig(

@@ -47,7 +47,7 @@ class Caption:
         category: broad and fine category.
         score: with its rank, as `1. score 0.913`.
         cluster: `cluster 1`, or empty.
-        same: `same picture as no. 3`, or empty.
+        same: `looks like no. 3`, or empty.
         left_out: `+2 alike`, of duplicates that are not shown, or empty.
     """
 
@@ -114,6 +114,6 @@ def caption(hit: Hit, better: Hit | None = None) -> Caption:
         category=" › ".join(visible(part) for part in parts if part),
         score=f"{hit.rank}. score {hit.score:.{digits}f}",
         cluster="" if hit.cluster is None else f"cluster {hit.cluster + 1}",
-        same="" if better is None else f"same picture as no. {better.rank}",
+        same="" if better is None else f"looks like no. {better.rank}",
         left_out=f"+{len(hit.duplicates)} alike" if hit.duplicates else "",
     )

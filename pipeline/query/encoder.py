@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ImageRejected, MissingExtra, QueryError, first_line
-from pipeline.query.filter_values import is_storable
+from pipeline.query.filter_values import is_storable, shown
 from pipeline.query.recent import Recent
 from pipeline.records import ImageLimits
 
@@ -40,13 +41,14 @@ class Mixture:
 
     def __init__(self, parts: Iterable[tuple[object, float]]) -> None:
         self.parts: list[tuple[object, float]] = []
+        if not isinstance(parts, Iterable):
+            raise QueryError("A Mixture takes a list of pairs of a query and its weight.")
         for part in parts:
             if isinstance(part, str | bytes) or not isinstance(part, Sequence) or len(part) != 2:
                 raise QueryError("A Mixture takes pairs of a query and its weight.")
             query, weight = part
-            is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not is_number or not math.isfinite(weight) or weight == 0:
-                raise QueryError(f"A Mixture's weights are finite numbers other than 0, not {weight!r}.")
+            if not _is_weight(weight):
+                raise QueryError(f"A Mixture's weights are finite numbers other than 0, not {shown(weight)}.")
             if isinstance(query, Mixture):
                 raise QueryError("A Mixture cannot be a part of another one.")
             self.parts.append((query, float(weight)))
@@ -190,10 +192,19 @@ def words_of(query: object) -> str:
     return query if isinstance(query, str) else ""
 
 
+def _is_weight(weight: Any) -> bool:
+    try:
+        is_number = not isinstance(weight, bool) and isinstance(weight, Real)
+        return is_number and math.isfinite(weight) and weight != 0
+    except OverflowError:  # 10**400 is no float
+        return False
+
+
 def _mixed(parts: Sequence[tuple[Vector, float]]) -> Vector:
-    total = np.sum([weight * vector.astype(np.float64) for vector, weight in parts], axis=0)
+    largest = max(abs(weight) for _, weight in parts)  # only their proportions count, however large or small they are
+    total = np.sum([weight / largest * vector.astype(np.float64) for vector, weight in parts], axis=0)
     length = float(np.linalg.norm(total))
-    if length < _LEAST_LENGTH * sum(abs(weight) for _, weight in parts):
+    if length < _LEAST_LENGTH * sum(abs(weight) / largest for _, weight in parts):
         raise QueryError("The parts of the Mixture cancel each other out: no direction is left to search in.")
     mixed: Vector = (total / length).astype(np.float32)
     return mixed

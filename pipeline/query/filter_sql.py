@@ -17,6 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.types as pt
 
+LEAST_UNSIGNED = 2**63
+"""From here on a whole number fits into uint64 alone."""
+
 _PLAIN = re.compile(r"[A-Za-z0-9 _.,:+-]*", re.ASCII)
 _COMPARISONS = {"eq": "=", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -91,7 +94,7 @@ def _literal(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
-        return f"arrow_cast('{value}', 'Int64')"
+        return f"arrow_cast('{value}', '{'Int64' if value < LEAST_UNSIGNED else 'UInt64'}')"
     if isinstance(value, float):
         return f"arrow_cast('{value!r}', 'Float64')"
     if isinstance(value, Decimal):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from pipeline.errors import QueryError
-from pipeline.query.filter_sql import arrow_name
+from pipeline.query.filter_sql import LEAST_UNSIGNED, arrow_name
 from pipeline.shown import visible
 
 MAX_CHARACTERS = 20_000
@@ -130,7 +130,8 @@ def _number(type_: pa.DataType, family: str, value: object) -> object:
             return None
     if family == "integer":
         if value == int(value):
-            return int(value) if -(2**63) <= value < 2**63 else float(value)
+            high = 2**64 if pt.is_uint64(type_) else LEAST_UNSIGNED
+            return int(value) if -(2**63) <= value < high else float(value)
         return float(value)
     number = float(value)
     # The nearest value that the column can hold: 19.99 finds the float32 that was stored for 19.99.

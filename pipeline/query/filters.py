@@ -20,8 +20,15 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from pipeline.errors import QueryError
-from pipeline.query.filter_sql import needs_sql, sql
-from pipeline.query.filter_values import converted_value, holds_values, is_text, kind, list_element, shown
+from pipeline.query.filter_sql import LEAST_UNSIGNED, needs_sql, sql
+from pipeline.query.filter_values import (
+    converted_value,
+    holds_values,
+    is_text,
+    kind,
+    list_element,
+    shown,
+)
 from pipeline.shown import visible
 
 Where = Mapping[str, object]
@@ -81,6 +88,8 @@ def _expression(node: Node) -> Any:
 def _literal(value: object) -> Any:
     from lancedb import expr
 
+    if isinstance(value, int) and value >= LEAST_UNSIGNED:
+        return expr.lit(str(value)).cast(pa.uint64())  # a literal is a signed number of 64 bits
     literal = expr.lit(value)
     if isinstance(value, datetime) and value.tzinfo is not None:
         return literal.cast(pa.timestamp("us", "UTC"))  # else it is taken for local time of the column's zone

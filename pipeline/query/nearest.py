@@ -231,7 +231,8 @@ def vector_query(
         query, how = query.bypass_vector_index(), Probing()
     elif count is None:
         how = Probing(index["probes"], index["refine"])
-        query = query.nprobes(how.probes).refine_factor(how.refine)
+        # Further partitions are read where these do not hold as many products as are asked for.
+        query = query.minimum_nprobes(how.probes).maximum_nprobes(0).refine_factor(how.refine)
     else:
         how = Probing(index["probes"], index["refine"])
         if count <= RARE_ROWS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import pyarrow as pa
 
@@ -70,8 +72,9 @@ def check(
     """
     if mode not in MODES:
         raise QueryError(f"No mode {shown(mode)}; there are {', '.join(MODES)}.")
-    for name, value, low in (("k", k, 1), ("offset", offset, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    places: tuple[tuple[str, Any, int], ...] = (("k", k, 1), ("offset", offset, 0))
+    for name, value, low in places:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
             raise QueryError(f"{name} is a whole number from {low}, not {shown(value)}.")
     window = HYBRID_WINDOW if mode == "hybrid" else MAX_WINDOW
     if offset + k > window:
@@ -82,7 +85,7 @@ def check(
     if collapse is not None and not is_distance(collapse):
         raise QueryError(f"collapse_duplicates is a cosine distance from 0 to 2, not {shown(collapse)}.")
     condition = None if where is None else parse_where(where, schema)
-    return Request(mode, k, offset, _columns(schema, columns), condition, bool(exact), diversify, collapse)
+    return Request(mode, int(k), int(offset), _columns(schema, columns), condition, bool(exact), diversify, collapse)
 
 
 def _columns(schema: pa.Schema, columns: Sequence[str] | None) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 SAME_PICTURE = 0.02
-"""Cosine distance up to which two images are taken for the same picture."""
+"""Cosine distance up to which two products look the same: as far as that go pictures of one thing."""
 
 
 class Hits(list[Hit]):

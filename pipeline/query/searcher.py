@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.errors import QueryError
+from pipeline.errors import QueryError, first_line
 from pipeline.query.encoder import Encoder, words_of
 from pipeline.query.filter_values import shown
 from pipeline.query.filters import Where
@@ -17,6 +18,7 @@ from pipeline.query.nearest import Pinned, nearest, rows_of
 from pipeline.query.request import MODES, VECTOR_MODES, Request, check
 from pipeline.query.rerank import Diversify
 from pipeline.query.results import Hits
+from pipeline.shown import visible
 
 if TYPE_CHECKING:
     from pipeline.query.encoder import Vector
@@ -181,12 +183,12 @@ class Searcher:
         queries = list(queries)
         vectors = pinned.encoder.encode(queries)
         words = [words_of(query) for query in queries]
-        if request.mode == "hybrid" and not all(words):
-            raise QueryError("A hybrid search needs words: a text, or a Mixture with one.")
-        if len(vectors) == 1:
-            return [nearest(pinned, vectors[0], words[0], request)]
-        with ThreadPoolExecutor(max(1, min(len(vectors), os.cpu_count() or 1))) as pool:
-            return list(pool.map(lambda vector, words: nearest(pinned, vector, words, request), vectors, words))
+        _check_words(request, words)
+        with _reading(pinned):
+            if len(vectors) == 1:
+                return [nearest(pinned, vectors[0], words[0], request)]
+            with ThreadPoolExecutor(max(1, min(len(vectors), os.cpu_count() or 1))) as pool:
+                return list(pool.map(lambda vector, words: nearest(pinned, vector, words, request), vectors, words))
 
     def explain(self, query: object, **options: Any) -> Explanation:
         """How `search` answers a query, which is done once for it.
@@ -198,28 +200,40 @@ class Searcher:
         from pipeline.query.explain import explain
 
         pinned = self._pinned
-        return explain(pinned, query, _request(pinned, **options))
+        request = _request(pinned, **options)
+        _check_words(request, [words_of(query)])
+        with _reading(pinned):
+            return explain(pinned, query, request)
 
     def products(self, product_ids: Iterable[str], columns: Sequence[str]) -> dict[str, dict[str, object]]:
-        """The asked columns of products, by product_id; those that the release does not have are left out."""
+        """The asked columns of products, by product_id; products that the release does not have are left out.
+
+        Raises:
+            QueryError: it has no such column.
+        """
         from pipeline.query.products import read_products
 
-        return read_products(self._pinned, product_ids, columns)
+        if unknown := [name for name in columns if name not in self.schema.names]:
+            raise QueryError(f"No column {shown(unknown[0])}; there are {visible(', '.join(self.schema.names))}.")
+        with _reading(self._pinned):
+            return read_products(self._pinned, product_ids, columns)
 
     def facets(self) -> list[Facet]:
         """What each column that a person may filter by holds; reads those columns of the whole release."""
         from pipeline.query.products import read_facets
 
-        return read_facets(self._pinned)
+        with _reading(self._pinned):
+            return read_facets(self._pinned)
 
     def thumbnails(self, product_ids: Iterable[str]) -> dict[str, bytes]:
         """JPEG thumbnails of the products' first embedded images; products without one are left out."""
         first: dict[str, tuple[int, bytes]] = {}
-        for rows in rows_of(self._pinned.images, product_ids, ["product_id", "ordinal", "thumbnail"]):
-            for row in rows.to_pylist():
-                known = first.get(row["product_id"])
-                if row["thumbnail"] and (known is None or row["ordinal"] < known[0]):
-                    first[row["product_id"]] = (row["ordinal"], row["thumbnail"])
+        with _reading(self._pinned):
+            for rows in rows_of(self._pinned.images, product_ids, ["product_id", "ordinal", "thumbnail"]):
+                for row in rows.to_pylist():
+                    known = first.get(row["product_id"])
+                    if row["thumbnail"] and (known is None or row["ordinal"] < known[0]):
+                        first[row["product_id"]] = (row["ordinal"], row["thumbnail"])
         return {product_id: thumbnail for product_id, (_, thumbnail) in first.items()}
 
 
@@ -238,12 +252,29 @@ def _request(
     return check(pinned.schema, mode, k, offset, columns, where, exact, diversify, collapse_duplicates)
 
 
+@contextmanager
+def _reading(pinned: Pinned) -> Iterator[None]:
+    """What Lance says of a table that cannot be read any more, as one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise QueryError(
+            f"Release {pinned.release.release} cannot be read any more ({first_line(error)}): where it was pruned, "
+            "`refresh()` or opening the database anew moves to the newest."
+        ) from error
+
+
+def _check_words(request: Request, words: Sequence[str]) -> None:
+    if request.mode == "hybrid" and not all(words):
+        raise QueryError("A hybrid search needs words: a text, or a Mixture with one.")
+
+
 def _reach(db: str) -> None:
     from pipeline.store.tables import Database, reach_database
 
     try:
         reach_database(Database(db))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise QueryError(f"The database {db} cannot be read: {error}") from error
 
 

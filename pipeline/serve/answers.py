@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,7 +13,9 @@ from pipeline.query.contact_sheet import caption
 from pipeline.query.request import VECTOR_MODES
 from pipeline.query.rerank import is_distance
 from pipeline.records import Hit
-from pipeline.shown import visible
+from pipeline.shown import as_json, visible
+
+_LONGEST_ID = 100
 
 
 class NotFound(Exception):
@@ -61,11 +61,11 @@ def similar_answer(searcher: Searcher, product_id: str, chosen: Mapping[str, Any
     column = f"{mode}_vector"
     found = searcher.products([product_id], [column])
     if product_id not in found:
-        raise NotFound(f"There is no product {visible(product_id)!r} in release {searcher.release.release}.")
+        raise NotFound(f"There is no product {_named(product_id)} in release {searcher.release.release}.")
     vector = found[product_id][column]
     if vector is None:
         lacks = "text" if mode == "text" else "image"
-        raise QueryError(f"Product {visible(product_id)!r} has no {lacks}, so nothing is similar to it in mode {mode}.")
+        raise QueryError(f"Product {_named(product_id)} has no {lacks}, so nothing is similar to it in mode {mode}.")
     itself = {"product_id": {"ne": product_id}}
     where = chosen["where"]
     where = {"and": [where, itself]} if where else itself
@@ -92,14 +92,6 @@ def texts_of(query: object) -> list[str]:
     return [part for part, _ in parts if isinstance(part, str)]
 
 
-def as_json(document: Mapping[str, Any]) -> bytes:
-    """A document as JSON, which knows neither NaN nor infinities: they become null."""
-    try:
-        return json.dumps(document, default=_plain, allow_nan=False).encode()
-    except ValueError:
-        return json.dumps(_finite(document), default=_plain, allow_nan=False).encode()
-
-
 def _hit(hit: Hit, better: Hit | None) -> dict[str, Any]:
     shown = caption(hit)
     return {
@@ -114,15 +106,7 @@ def _hit(hit: Hit, better: Hit | None) -> dict[str, Any]:
     }
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes"
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+def _named(product_id: str) -> str:
+    """An id in a sentence: not more of it than a person reads."""
+    short = visible(product_id[:_LONGEST_ID])
+    return f"'{short}'" if len(product_id) <= _LONGEST_ID else f"'{short}…'"

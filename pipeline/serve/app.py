@@ -179,6 +179,7 @@ async def schema(request: Request) -> Response:
     return _json(await _service(request).schema())
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Whether searches are answered")
 async def healthz(request: Request) -> HealthAnswer:
     """Answered once the server is ready; needs no token."""
@@ -192,6 +193,7 @@ async def metrics(request: Request) -> Response:
     return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> Response:
     """The page to search in."""

@@ -12,7 +12,7 @@ from pipeline.errors import QueryError, ReleaseRefused
 from pipeline.store.commits import restore_version
 from pipeline.store.files import damaged_files
 from pipeline.store.recovery import recover, remove_orphans
-from pipeline.store.releases import Release, get_release, list_releases, now, publish
+from pipeline.store.releases import Release, get_release, list_releases, now, publish, untag
 from pipeline.store.tables import Database
 from pipeline.store.transactions import persistently
 
@@ -107,6 +107,10 @@ def prune(db: Database, keep: int, younger_than_days: float, *, dry_run: bool = 
     if old:
         gone = f"release IN ({', '.join(map(str, old))})"
         persistently(lambda: db.dataset("releases").delete(gone))
+        for table in releases[-1].versions:
+            known = db.dataset(table).tags.list()
+            for name in known.keys() & {f"release-{number}" for number in old}:
+                untag(db, table, name)
     recover(db, uuid.uuid4().hex[:12], removes_orphans=False)  # tags without a release go, here or after a crash
     freed = sum(remove_orphans(db, table, others_before=youngest) for table in releases[-1].versions)
     for table in ("releases", "runs"):

@@ -35,7 +35,11 @@ export function keepToken(given) {
 
 async function ask(path, options = {}) {
   const headers = new Headers(options.headers);
-  if (token()) headers.set("Authorization", `Bearer ${token()}`);
+  try {
+    if (token()) headers.set("Authorization", `Bearer ${token()}`);
+  } catch {
+    throw new Refused(401, "The token is not right."); // a header cannot carry each letter that can be pasted
+  }
   let answer;
   try {
     answer = await fetch(path, { ...options, headers, credentials: "omit", redirect: "error" });

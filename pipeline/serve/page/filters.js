@@ -130,8 +130,8 @@ function range(column, changed) {
   to.addEventListener("change", report);
   const written = (value) => (value === undefined ? "" : isDate ? String(value).slice(0, 10) : String(value));
   const show = (condition) => {
-    from.value = written(condition?.ge);
-    to.value = written(condition?.le);
+    from.value = written(condition?.ge ?? condition?.gt);
+    to.value = written(condition?.le ?? condition?.lt);
   };
   return [make("div", { className: "range" }, from, make("span", { "aria-hidden": "true" }, "–"), to), show];
 }

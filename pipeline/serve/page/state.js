@@ -29,7 +29,7 @@ export function fromAddress(query) {
   const state = nothing();
   state.words = (said.get("q") ?? "").slice(0, 20000);
   state.like = said.get("like") ?? "";
-  if (said.get("mode") in MODES) state.mode = said.get("mode");
+  if (Object.hasOwn(MODES, said.get("mode") ?? "")) state.mode = said.get("mode");
   const variety = Number(said.get("variety"));
   if (Number.isInteger(variety) && variety >= 1 && variety <= MOST_GROUPS) state.variety = variety;
   state.once = said.has("once");
