@@ -167,7 +167,6 @@ def test_a_named_column_that_is_missing_is_refused(tmp_path: Path) -> None:
     pq.write_table(_table(), tmp_path / "a.parquet")
     with pytest.raises(CatalogError, match="has no column 'cost' named in"):
         open_catalog(str(tmp_path), AUTO, ColumnsConfig(carried=("cost",)))
-
     with pytest.raises(CatalogError, match="has no column 'photo' for images"):
         open_catalog(str(tmp_path), AUTO, ColumnsConfig(images="photo"))
 
