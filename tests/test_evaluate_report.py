@@ -149,8 +149,10 @@ def test_files_are_equal_to_the_byte_but_for_times(tmp_path):
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     differing = [str(f) for f in files if (tmp_path / "a" / f).read_bytes() != (tmp_path / "b" / f).read_bytes()]
     assert differing == ["times.json"]
-    assert len(files) == 8
+    assert len(files) == 9
     assert pq.read_table(tmp_path / "a" / "queries.parquet").to_pylist() == QUERIES.to_pylist()
+    lines_ = (tmp_path / "a" / "queries.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines_] == QUERIES.to_pylist()
 
 
 def test_figures_hold_all_but_times(tmp_path):

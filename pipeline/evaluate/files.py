@@ -15,6 +15,7 @@ from pipeline.errors import RunError, first_line
 from pipeline.evaluate.page import page
 from pipeline.evaluate.plots import described, plots
 from pipeline.evaluate.results import Evaluation
+from pipeline.shown import as_json
 
 
 def figures_of(evaluation: Evaluation) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def write_report(
         per_query: a row for each query.
 
     Returns:
-        Paths by what they are: `report`, `figures`, `queries`, `times`, and the plots by name.
+        Paths by what they are: `report`, `figures`, `queries`, `queries as JSON`, `times`, and the plots by name.
 
     Raises:
         RunError: the folder cannot be written.
@@ -57,6 +58,7 @@ def write_report(
     contents = {
         "figures": ("figures.json", _json(figures_of(evaluation))),
         "queries": ("queries.parquet", bytes(sink.getvalue())),
+        "queries as JSON": ("queries.jsonl", b"".join(as_json(row) + b"\n" for row in per_query.to_pylist())),
         "times": ("times.json", _json(times_of(evaluation))),
         **{name: (f"plots/{name}.svg", svg.encode()) for name, svg in drawn.items()},
         "report": ("report.html", page(evaluation, drawn, described(evaluation), thumbnails).encode()),
