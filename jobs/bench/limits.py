@@ -1,0 +1,104 @@
+"""The limits of this machine: matrix products by dtype, memory copies, JPEG decoding by a core, disk writes."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jobs.bench.timing import Row, in_turns
+
+SIDES = (320, 1024, 2400)
+"""Longest sides, in pixels, of the photographs that are decoded."""
+
+_MATRIX = {"cpu": 2048, "cuda": 8192}
+_COPIED_BYTES = 268_435_456
+_WRITTEN_BYTES = 536_870_912
+_PHOTOS = {320: 64, 1024: 12, 2400: 3}
+
+
+def limits(folder: Path, device: str, dtypes: Sequence[str]) -> Iterator[Row]:
+    """All of them, a row each."""
+    yield from _matrix(device, dtypes)
+    yield _copy()
+    yield from _decode()
+    yield _write(folder)
+
+
+def _matrix(device: str, dtypes: Sequence[str]) -> Iterator[Row]:
+    """GFLOP/s of a square matrix product, two per multiplication and addition."""
+    import torch
+
+    side = _MATRIX[device]
+    for name in dtypes:
+        left, right = (torch.randn(side, side, device=device).to(getattr(torch, name)) for _ in range(2))
+
+        def product(left: torch.Tensor = left, right: torch.Tensor = right) -> None:
+            for _ in range(3):
+                left @ right
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        timed = in_turns({f"matrix product, {name}": product})
+        yield timed.row("limits", f"matrix product, {name}", 3 * 2 * side**3 / 1e9, "GFLOP/s")
+
+
+def _copy() -> Row:
+    source, target = np.ones(_COPIED_BYTES, np.uint8), np.empty(_COPIED_BYTES, np.uint8)
+    return in_turns({"memory copy": lambda: np.copyto(target, source)}).row(
+        "limits", "memory copy", _COPIED_BYTES / 1e9, "GB/s"
+    )
+
+
+def photo(side_px: int, seed: int = 0) -> bytes:
+    """A JPEG with the detail of a photograph: noise of several sizes, quality 85, 3:4."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    size = (side_px * 3 // 4, side_px)
+    layers = [
+        np.asarray(
+            Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        )
+        for n in (4, 16, 64)
+    ]
+    mixed = np.average(np.stack(layers), axis=0, weights=[6, 3, 1]).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(mixed).save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def _decode() -> Iterator[Row]:
+    """Pillow's decoder on one core, the library that the pipeline uses."""
+    from PIL import Image
+
+    for side in SIDES:
+        data = photo(side)
+
+        def decode(data: bytes = data, count: int = _PHOTOS[side]) -> None:
+            for _ in range(count):
+                Image.open(io.BytesIO(data)).convert("RGB").load()
+
+        name = f"JPEG decode, one core, {side} px"
+        yield in_turns({name: decode}).row("limits", name, _PHOTOS[side], "images/s")
+
+
+def _write(folder: Path) -> Row:
+    """One file, synced to the disk."""
+    data, path = os.urandom(1 << 20), folder / "written"
+
+    def write() -> None:
+        with path.open("wb") as file:
+            for _ in range(_WRITTEN_BYTES >> 20):
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    row = in_turns({"disk write, synced": write}, warm=False).row(
+        "limits", "disk write, synced", _WRITTEN_BYTES / 1e9, "GB/s"
+    )
+    path.unlink()
+    return row

@@ -1,0 +1,256 @@
+"""Decoding alone, and whole backfills beside the towers alone and beside Ray Data, on the same catalog and model."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.bench.timing import TURNS, Row, Timed, in_turns
+
+if TYPE_CHECKING:
+    from pipeline.model.model import Model
+
+_DECODED = 200  # images of the catalog, for the decoder alone
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything of a catalog that goes through a tower: texts as they are assembled, images as they are stored."""
+
+    texts: Sequence[str]
+    images: Sequence[bytes]
+
+
+def read_inputs(catalog_uri: str, *, limit: int | None = None) -> Inputs:
+    """The distinct texts and images of a catalog's first products, those that cannot be decoded included."""
+    from pipeline.catalog.partitions import open_catalog
+    from pipeline.catalog.products import RowPlan, read_products
+    from pipeline.config import CatalogConfig, ColumnsConfig
+
+    catalog = open_catalog(catalog_uri, CatalogConfig(), ColumnsConfig())
+    texts: dict[str, None] = {}
+    images: dict[bytes, None] = {}
+    count = 0
+    for partition in catalog.partitions:
+        for products, _ in read_products(catalog, partition, RowPlan()):
+            for product in products:
+                if limit is not None and count >= limit:
+                    return Inputs(list(texts), list(images))
+                count += 1
+                if product.text:
+                    texts[product.text] = None
+                images |= {image.data: None for image in product.images if isinstance(image.data, bytes)}
+    return Inputs(list(texts), list(images))
+
+
+def decoding(model: Model, images: Sequence[bytes]) -> Iterator[Row]:
+    """Decode and preprocess on one thread, beside the decoder's own rate on the same files."""
+    from PIL import Image
+
+    from pipeline.errors import ImageRejected
+
+    good = []
+    for data in images[:_DECODED]:
+        try:
+            model.prepare_image(data)
+        except ImageRejected:
+            continue
+        good.append(data)
+
+    def ours() -> None:
+        for data in good:
+            model.prepare_image(data)
+
+    def library() -> None:
+        for data in good:
+            Image.open(io.BytesIO(data)).convert("RGB").load()
+
+    timed = in_turns({"decode and preprocess": ours, "the decoder alone": library})
+    yield timed.row(
+        "decode", "decode and preprocess", len(good), "images/s", beside="the decoder alone", aim=0.7,
+        what="decode and preprocess, one core",
+    )  # fmt: skip
+    yield timed.row("decode", "the decoder alone", len(good), "images/s")
+
+
+def backfill_beside_towers(
+    catalog: str, model_name: str, folder: Path, *, limit: int | None, settings: Sequence[str] = (), turns: int = TURNS
+) -> Iterator[Row]:
+    """Whole backfills, start-up aside, in turns with the towers alone on the same inputs, decoded beforehand.
+
+    Both are rates of inputs. A backfill counts from its first batch to its release, index included where there is one.
+
+    Args:
+        catalog: of the backfill.
+        model_name: of both.
+        folder: for the databases, which are removed.
+        limit: only so many products.
+        settings: of the backfill.
+        turns: how often each runs.
+    """
+    from pipeline.errors import ImageRejected
+    from pipeline.model import load_model
+
+    inputs = read_inputs(catalog, limit=limit)
+    model = load_model(model_name)
+    tokens = model.tokenize(inputs.texts)
+    crops = []
+    for data in inputs.images:
+        try:
+            crops.append(model.prepare_image(data).crop)
+        except ImageRejected:
+            continue
+    stacked, count = np.stack(crops), len(crops) + len(inputs.texts)
+    model.embed_crops(stacked[:16])
+    seconds: dict[str, list[float]] = {"whole backfill": [], "towers alone": []}
+    for turn in range(turns):
+        begun = time.perf_counter()
+        model.embed_tokens(tokens)
+        model.embed_crops(stacked)
+        seconds["towers alone"].append(time.perf_counter() - begun)
+        told = _backfill(catalog, model_name, folder / f"backfill-{turn}", limit=limit, settings=settings)
+        stages = told["run_seconds"]
+        spent = told["usage"]["embedding_s"] + stages["reduce"] + stages["release"]
+        seconds["whole backfill"].append(spent * count / max(1, told["embedded"]))
+    timed = Timed({name: tuple(found) for name, found in seconds.items()})
+    what = f"whole backfill, {count:,} inputs"
+    yield timed.row("backfill", "whole backfill", count, "inputs/s", beside="towers alone", aim=0.92, what=what)
+    yield timed.row("backfill", "towers alone", count, "inputs/s")
+
+
+def backfill_beside_ray_data(
+    catalog: str, model_name: str, folder: Path, *, settings: Sequence[str] = (), turns: int = TURNS
+) -> Iterator[Row]:
+    """Whole runs, start-up of actors included, on one Ray: ours to released tables, Ray Data to Parquet files.
+
+    The other one is what Ray's own guide shows: read, decode in tasks, embed in an actor, write.
+
+    Args:
+        catalog: of both.
+        model_name: of both.
+        folder: for what is written, which is removed.
+        settings: of the backfill.
+        turns: how often each runs.
+    """
+    inputs = read_inputs(catalog)
+    count = len(inputs.texts) + len(inputs.images)
+    seconds: dict[str, list[float]] = {"ours": [], "Ray Data": []}
+    for turn in range(turns):
+        begun = time.perf_counter()
+        _ray_data(catalog, model_name, folder / f"ray-data-{turn}")
+        seconds["Ray Data"].append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        _backfill(catalog, model_name, folder / f"ours-{turn}", limit=None, settings=settings)
+        seconds["ours"].append(time.perf_counter() - begun)
+    timed = Timed({name: tuple(found) for name, found in seconds.items()})
+    what = f"whole backfill, {count:,} inputs, start-up included"
+    yield timed.row("peers", "ours", count, "inputs/s", beside="Ray Data", aim=2.0, what=what)
+    yield timed.row("peers", "Ray Data", count, "inputs/s")
+
+
+def fixed_cost(catalog: str, model_name: str, folder: Path, *, settings: Sequence[str] = ()) -> Iterator[Row]:
+    """Seconds of a backfill of ten products, on a Ray that runs already."""
+    seconds = []
+    for turn in range(TURNS):
+        begun = time.perf_counter()
+        _backfill(catalog, model_name, folder / f"fixed-{turn}", limit=10, settings=settings)
+        seconds.append(time.perf_counter() - begun)
+    timed = Timed({"backfill of 10 products": tuple(seconds)})
+    yield timed.row("backfill", "backfill of 10 products", 1, "runs/s")
+
+
+def _backfill(
+    catalog: str, model_name: str, db: Path, *, limit: int | None, settings: Sequence[str]
+) -> Mapping[str, Any]:
+    from pipeline.config import load_config
+    from pipeline.run.backfill import backfill
+
+    shutil.rmtree(db, ignore_errors=True)
+    config = load_config(None, settings, catalog_uri=catalog, db=str(db), model_name=model_name)
+    told = backfill(config, limit=limit)
+    shutil.rmtree(db, ignore_errors=True)
+    return told
+
+
+def _ray_data(catalog: str, model_name: str, out: Path) -> None:
+    """Ray Data from the same files to Parquet files of vectors."""
+    import ray.data
+
+    shutil.rmtree(out, ignore_errors=True)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    # Half a core each by Ray's count, or two actors on two cores leave none to read with, and the job waits for ever.
+    how: Any = {"compute": ray.data.ActorPoolStrategy(size=1), "num_cpus": 0.5}
+    products = ray.data.read_parquet(catalog, columns=["product_id", "title", "description", "images"])
+    decoded = products.map_batches(_Decode, fn_constructor_args=(model_name,), batch_size=64, **how)
+    embedded = decoded.map_batches(_Embed, fn_constructor_args=(model_name,), batch_size=64, **how)
+    embedded.write_parquet(str(out))
+    shutil.rmtree(out, ignore_errors=True)
+
+
+class _Decode:
+    """Images to crops, on threads."""
+
+    def __init__(self, model_name: str) -> None:
+        from pipeline.model import load_model
+
+        self._model = load_model(model_name, towers=("text",))  # for its preprocessing; no image tower is needed
+        self._threads = ThreadPoolExecutor(2)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = [[data for data in images if data] for images in batch["images"]]
+        crops = [
+            np.stack([c for c in self._threads.map(self._crop, row) if c is not None] or [self._none()]) for row in rows
+        ]
+        return {"product_id": batch["product_id"], "text": _texts(batch), "crops": _ragged(crops)}
+
+    def _crop(self, data: bytes) -> np.ndarray[Any, Any] | None:
+        from pipeline.errors import ImageRejected
+
+        try:
+            return self._model.prepare_image(data).crop
+        except ImageRejected:
+            return None
+
+    def _none(self) -> np.ndarray[Any, Any]:
+        size = self._model.recipe.size
+        return np.zeros((size, size, 3), np.uint8)
+
+
+class _Embed:
+    """Both towers, and the average of each product's vectors."""
+
+    def __init__(self, model_name: str) -> None:
+        from pipeline.model import load_model
+
+        self._model = load_model(model_name)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        texts = self._model.embed_texts([text or "-" for text in batch["text"]])
+        counts = [len(crops) for crops in batch["crops"]]
+        images = self._model.embed_crops(np.concatenate(list(batch["crops"])))
+        means = np.stack([part.mean(axis=0) for part in np.split(images, np.cumsum(counts)[:-1])])
+        return {
+            "product_id": batch["product_id"],
+            "text_vector": texts,
+            "image_vector": means,
+            "avg_vector": texts + means,
+        }
+
+
+def _texts(batch: dict[str, Any]) -> np.ndarray[Any, Any]:
+    pairs = zip(batch["title"], batch["description"], strict=True)
+    return np.array([". ".join(part for part in pair if part).strip() for pair in pairs], object)
+
+
+def _ragged(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    out = np.empty(len(arrays), object)
+    out[:] = list(arrays)
+    return out

@@ -1,0 +1,146 @@
+"""The towers alone: by batch and dtype as a share of the machine's matrix rate, and beside a plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.bench.timing import Row, in_turns
+
+if TYPE_CHECKING:
+    from pipeline.model.image_tower import ImageConfig
+    from pipeline.model.model import Model
+    from pipeline.model.text_tower import TextConfig
+
+PLAIN_BATCH = 32
+_IMAGES = {"cpu": 16, "cuda": 512}
+_BATCHES = {"cpu": (1, 8, 16), "cuda": (32, 128, 256, 512)}
+
+
+def image_flops(config: ImageConfig) -> float:
+    """Of one image: two per multiply-add in every matrix product, norms and softmax left out."""
+    tokens, width, hidden = config.grid**2 + 1, config.width, config.hidden_size
+    layer = 4 * tokens * width**2 + 2 * tokens**2 * width + 3 * tokens * width * hidden
+    patches = config.grid**2 * 3 * config.patch_size**2 * width
+    return 2.0 * (config.layers * layer + patches)
+
+
+def text_flops(config: TextConfig, tokens: int) -> float:
+    """Of one text of so many tokens, counted alike."""
+    width, hidden = config.hidden_size, config.intermediate_size
+    layer = 4 * tokens * width**2 + 2 * tokens**2 * width + 3 * tokens * width * hidden
+    return 2.0 * config.num_hidden_layers * layer
+
+
+def towers(models: Mapping[str, Model], texts: Sequence[str], gflops: Mapping[str, float]) -> Iterator[Row]:
+    """Both towers of each dtype.
+
+    Args:
+        models: by dtype.
+        texts: of mixed lengths.
+        gflops: the machine's matrix rate by dtype.
+    """
+    for dtype, model in models.items():
+        if not hasattr(model.image_tower, "config"):
+            return  # CLIP and SigLIP: their FLOPs are not counted here
+        yield from _image(model, dtype, gflops.get(dtype, 0.0))
+        yield from _text(model, texts, dtype, gflops.get(dtype, 0.0))
+
+
+def _image(model: Model, dtype: str, limit: float) -> Iterator[Row]:
+    size, count = model.recipe.size, _IMAGES[model.device.type]
+    crops = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    flops = image_flops(_config(model.image_tower)) / 1e9
+    for batch in _BATCHES[model.device.type]:
+
+        def run(batch: int = batch) -> None:
+            for at in range(0, count, batch):
+                model.embed_crops(crops[at : at + batch])
+
+        name = f"image tower, {dtype}, batch {batch}"
+        row = in_turns({name: run}).row("towers", name, count, "images/s")
+        yield _share(row, flops, limit)
+
+
+def _text(model: Model, texts: Sequence[str], dtype: str, limit: float) -> Iterator[Row]:
+    tokens = model.tokenize(texts)
+    config = _config(model.text_tower)
+    flops = sum(text_flops(config, len(ids)) for ids in tokens.ids) / len(texts) / 1e9
+    name = f"text tower, {dtype}, {np.mean([len(ids) for ids in tokens.ids]):.0f} tokens on average"
+    row = in_turns({name: lambda: model.embed_tokens(tokens)}).row("towers", name, len(texts), "texts/s")
+    yield _share(row, flops, limit)
+
+
+def _share(row: Row, flops: float, limit: float) -> Row:
+    from dataclasses import replace
+
+    return replace(row, ratio=row.rate * flops / limit, beside="this machine's matrix product") if limit else row
+
+
+def _config(tower: Any) -> Any:
+    return tower.config
+
+
+def plain_loop(model: Model, texts: Sequence[str], images: Sequence[bytes]) -> Iterator[Row]:
+    """Our towers beside what a good engineer writes in an hour, float32, on the same texts and images.
+
+    The plain loop: one process, Pillow and a resize image by image, batches of 32 in the order of the catalog, texts
+    padded to the longest of their batch, attention in plain matrix products. The weights are the same.
+    """
+    import torch
+
+    from pipeline.model.image_tower import ImageTower
+    from pipeline.model.text_tower import TextTower
+
+    text, image = (
+        kind(_config(tower), attention="plain").eval()
+        for kind, tower in ((TextTower, model.text_tower), (ImageTower, model.image_tower))
+    )
+    text.load_state_dict(model.text_tower.state_dict())
+    image.load_state_dict(model.image_tower.state_dict())
+    ids = model.tokenize(texts).ids
+    pad = model.text_tower.config.pad_token_id  # type: ignore[union-attr]
+
+    def plain_texts() -> np.ndarray[Any, Any]:
+        found = []
+        for at in range(0, len(ids), PLAIN_BATCH):
+            rows = ids[at : at + PLAIN_BATCH]
+            padded = np.full((len(rows), max(map(len, rows))), pad, np.int64)
+            for row, own in zip(padded, rows, strict=True):
+                row[: len(own)] = own
+            with torch.no_grad():
+                found.append(torch.nn.functional.normalize(text(torch.from_numpy(padded))).numpy())
+        return np.concatenate(found)
+
+    crops = np.stack([model.prepare_image(data).crop for data in images])
+
+    def plain_images() -> np.ndarray[Any, Any]:
+        found = []
+        for at in range(0, len(crops), PLAIN_BATCH):
+            with torch.no_grad():
+                pixels = model.pixels(crops[at : at + PLAIN_BATCH])
+                found.append(torch.nn.functional.normalize(image(pixels)).numpy())
+        return np.concatenate(found)
+
+    tokens = model.tokenize(texts)
+    _agree(plain_texts(), model.embed_tokens(tokens))
+    _agree(plain_images(), model.embed_crops(crops))
+    timed = in_turns({"plain loop": plain_texts, "ours": lambda: model.embed_tokens(tokens)}, warm=False)
+    yield timed.row("peers", "ours", len(texts), "texts/s", beside="plain loop", aim=2.0, what="text tower, float32")
+    yield timed.row("peers", "plain loop", len(texts), "texts/s", what="plain loop, texts")
+    timed = in_turns({"plain loop": plain_images, "ours": lambda: model.embed_crops(crops)}, warm=False)
+    yield timed.row("peers", "ours", len(crops), "images/s", beside="plain loop", aim=1.08, what="image tower, float32")
+    yield timed.row("peers", "plain loop", len(crops), "images/s", what="plain loop, images")
+
+
+def _agree(plain: np.ndarray[Any, Any], ours: np.ndarray[Any, Any]) -> None:
+    """See that both compute the same, or the comparison means nothing.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    worst = float((plain * ours).sum(axis=1).min())
+    if worst < 0.9999:
+        raise RuntimeError(f"the plain loop and the towers give other vectors: cosine {worst}")
