@@ -27,6 +27,9 @@ RARE_ROWS = 5_000
 
 _RARE_REFINE = 20
 
+_AMPLE = 3
+"""Partitions are of unlike size: those that are probed should hold so many times what is asked for, or all are read."""
+
 _MAX_TIES = 100_000
 _MAX_WORD_TIES = 3_000  # a common word alone ties thousands
 _RANK_CONSTANT = 60
@@ -231,8 +234,9 @@ def vector_query(
         query, how = query.bypass_vector_index(), Probing()
     elif count is None:
         how = Probing(index["probes"], index["refine"])
-        # Further partitions are read where these do not hold as many products as are asked for.
-        query = query.minimum_nprobes(how.probes).maximum_nprobes(0).refine_factor(how.refine)
+        query = query.nprobes(how.probes).refine_factor(how.refine)
+        if limit * _AMPLE > index["rows"] * how.probes / index["partitions"]:  # the probed partitions may hold too few
+            query = query.maximum_nprobes(0)
     else:
         how = Probing(index["probes"], index["refine"])
         if count <= RARE_ROWS:
