@@ -165,6 +165,20 @@ def test_near_duplicates_fall_and_distance_rises_where_pictures_repeat(tmp_path)
     assert found["kmeans-5"].kept["broad"].mean == pytest.approx(1.0)
 
 
+def test_a_page_without_two_images_says_nothing_of_distance(tmp_path):
+    columns = {name: values[:N] for name, values in facts(N).items()} | {"broad_category": ["a"] * 2 + ["b"] * 10}
+    axes = np.eye(N, dtype=np.float32)
+    release(path := make_db(tmp_path, text=axes, image=axes, has_image=np.arange(N) < 2, columns=columns))
+    db, products = Database(path), read_products(Database(path), 1)
+    queries = [Query("first", "x", "file", "a"), Query("last", "x", "file", "b")]
+    falling, none = np.arange(N, 0, -1), np.full(2, -1, np.int32)
+    vectors = unit(np.stack([falling, falling[::-1]]))  # the two with images come first, and last of twelve
+    rankings = exact_search(read_blocks(db, 1, products, MODES), vectors, modes=MODES, k=DEPTH)
+    answers = Answers(products, queries, vectors, none, rankings, {}, relevance_of(queries, products, none), {})
+    found = {f.method: f for f in diversity(answers, read_images(db, 1, answers), seed=0)}
+    assert found["text"].distance.mean == pytest.approx(1.0)  # not 0.5
+
+
 def blocks(vectors, present, rows):
     places = np.random.default_rng(1).permutation(len(vectors)).astype(np.int32)
     for at in range(0, len(vectors), rows):
@@ -332,7 +346,9 @@ def test_words():
 @pytest.mark.parametrize(
     ("text", "colours"),
     [("Navy blue dress", {"navy"}), ("RED and off-white", {"red", "white"}), ("multicolor henley", {"multicolour"}),
-     ("a bored, tanned rosette", set()), ("gray/charcoal", {"grey"}), ("red-hot", set())],
+     ("a bored, tanned rosette", set()), ("gray/charcoal", {"grey"}), ("red-hot", set()),
+     ("navy-blue, light  blue", {"navy", "blue"}), ("Off White, Multi-Color", {"white", "multicolour"}),
+     ("a pınk roſe of SİLVER", set())],
 )  # fmt: skip
 def test_colours_are_whole_words(text, colours):
     assert colours_of(text) == colours
@@ -341,6 +357,12 @@ def test_colours_are_whole_words(text, colours):
 @given(st.lists(st.sampled_from([*sum(COLOURS.values(), ()), "dress", "a", "-", "NAVY"]), max_size=8).map(" ".join))
 def test_without_colours_leaves_none(text):
     assert colours_of(without_colours(text)) == set()
+
+
+@given(st.text("royalbuednvKıſİ -\u00a0\u2028", max_size=30))
+def test_any_text_may_be_asked_for_its_colours(text):
+    assert colours_of(without_colours(text)) == set()
+    assert colours_of(text) <= set(COLOURS)
 
 
 def test_a_users_file(shop, tmp_path):

@@ -81,6 +81,47 @@ def test_floor_of_graded_gains():
     assert floor[0] == pytest.approx(values.mean(), abs=1e-12)
 
 
+@pytest.mark.parametrize("measure", ["precision", "recall", "ndcg", "mrr"])
+def test_floor_is_the_mean_over_random_orders(measure):
+    """Of a catalog far larger than the ranking is deep: the mean of 20,000 draws lies within four standard errors."""
+    rng = np.random.default_rng(4)
+    grades = np.zeros(300)
+    grades[:7] = [3, 2, 1, 1, 1, 3, 2]
+    draws, k = 20_000, 20
+    order = rng.random((draws, 300)).argpartition(np.arange(DEPTH), axis=1)[:, :DEPTH]
+    gains, totals = grades[order], np.array([7])
+    ideal = np.zeros((1, DEPTH))
+    ideal[0, :7] = np.sort(grades)[:-8:-1]
+    values = {
+        "precision": lambda: measures.precision(gains, k),
+        "recall": lambda: measures.recall(gains, np.repeat(totals, draws), k),
+        "ndcg": lambda: measures.ndcg(gains, np.repeat(ideal, draws, axis=0), k),
+        "mrr": lambda: measures.reciprocal_rank(gains[:, :k]),
+    }[measure]()
+    floor = measures.floor(measure, totals, np.array([300]), k, ideal=ideal, mean_gain=np.array([13 / 7]))[0]
+    assert abs(values.mean() - floor) < 4 * values.std() / np.sqrt(draws)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(0, 40), st.integers(0, 40), st.integers(1, 40))
+def test_values_and_floors_stay_between_nothing_and_the_ceiling(seed, depth, relevant, others, k):
+    hits = np.random.default_rng(seed).permutation(np.arange(relevant + others) < relevant)[:depth]
+    gains = np.zeros((1, depth))
+    gains[0, : len(hits)] = hits
+    totals, candidates, ideal = (
+        np.array([relevant]), np.array([relevant + others]), measures.binary_ideal(np.array([relevant]), depth)
+    )  # fmt: skip
+    for measure, value in {
+        "precision": measures.precision(gains, k),
+        "recall": measures.recall(gains, totals, k),
+        "ndcg": measures.ndcg(gains, ideal, k),
+        "mrr": measures.reciprocal_rank(gains[:, :k]),
+    }.items():
+        ceiling = measures.ceiling(measure, totals, k)[0]
+        floor = measures.floor(measure, totals, candidates, k, ideal=ideal, mean_gain=np.ones(1))[0]
+        assert 0 <= value[0] <= ceiling + 1e-12 <= 1 + 1e-12, measure
+        assert 0 <= floor <= ceiling + 1e-12, measure
+
+
 def test_products_without_a_vector_lower_the_floor_of_recall():
     totals, candidates = np.array([4]), np.array([2])
     ideal = measures.binary_ideal(totals, 10)
@@ -135,6 +176,22 @@ def test_paired_test_tells_a_difference_from_none():
     assert paired(np.array([1.0]), np.array([0.0]), seed=0)[1] == 1.0  # one query tells nothing
 
 
+def test_paired_test_without_variance_is_that_of_the_signs():
+    second = np.array([0.2, 0.3, 0.4])
+    signs = np.array(list(itertools.product([-1, 1], repeat=3)))
+    as_far = np.abs((0.1 * signs).mean(axis=1)) >= 0.1 - 1e-12
+    assert paired(second + 0.1, second, seed=0)[1] == pytest.approx(as_far.mean())
+    assert paired(np.ones(2000), np.zeros(2000), seed=0)[1] == 0.0  # underflows
+
+
+def test_rounding_is_no_difference():
+    first, second = np.array([0.1 + 0.2, 0.5, 0.5]), np.array([0.3, 0.5, 0.5])
+    assert first[0] != second[0]
+    assert paired(first, second, seed=0)[1] == 1.0
+    assert non_inferiority(first[:1], second[:1], margin=0.01).p == 0.0
+    assert non_inferiority(second[:1], first[:1], margin=0.01).p == 0.0
+
+
 def test_share_is_a_ratio_of_means():
     part, whole = np.array([0.5, 0.0, 1.0]), np.array([1.0, 0.5, 0.5])
     ratio = share(part, whole, seed=0)
@@ -158,13 +215,29 @@ def test_holm_never_lowers_and_keeps_the_order(values):
     assert holm(values[::-1]) == pytest.approx(adjusted[::-1])
 
 
-def test_non_inferiority_rejects_as_often_as_it_says_at_the_margin():
+@pytest.mark.parametrize(
+    "losses",
+    [
+        lambda rng: -0.01 + 0.1 * rng.normal(size=400),
+        lambda rng: rng.choice([-0.1, 0.0, 0.1], size=400, p=[0.2, 0.7, 0.1]),  # as precision@10 changes, -0.01 too
+    ],
+    ids=["normal", "steps"],
+)
+def test_non_inferiority_rejects_as_often_as_it_says_at_the_margin(losses):
     rng = np.random.default_rng(2)
     base = np.zeros(400)
-    passed = sum(
-        non_inferiority(base - 0.01 + 0.1 * rng.normal(size=400), base, margin=0.01).p <= 0.05 for _ in range(200)
-    )
+    passed = sum(non_inferiority(losses(rng), base, margin=0.01).p <= 0.05 for _ in range(200))
     assert passed <= 20  # of 200, 10 are expected
+
+
+@pytest.mark.parametrize(("queries", "share"), [(100, 0.36), (300, 0.21), (1000, 0.08)])
+def test_non_inferiority_misses_rare_and_large_losses_as_often_as_its_docstring_says(queries, share):
+    """No query of few may be one that lost all: the test's limit, not its promise."""
+    rng = np.random.default_rng(0)
+    counts, times = np.unique(rng.binomial(queries, 0.01, size=20_000), return_counts=True)
+    new = [np.where(np.arange(queries) < lost, 0.0, 1.0) for lost in counts]
+    passed = [non_inferiority(values, np.ones(queries), margin=0.01).p <= 0.05 for values in new]
+    assert times[passed].sum() / 20_000 == pytest.approx(share, abs=0.015)
 
 
 def test_non_inferiority_has_power_where_nothing_is_lost():

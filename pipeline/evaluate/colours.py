@@ -6,7 +6,7 @@ import re
 
 COLOURS: dict[str, tuple[str, ...]] = {
     "black": ("black", "jet black", "ebony", "onyx"),
-    "white": ("white", "off-white", "off white", "ivory", "ivory white", "snow white", "ecru"),
+    "white": ("white", "off white", "ivory", "ivory white", "snow white", "ecru"),
     "grey": ("grey", "gray", "charcoal", "charcoal grey", "charcoal gray", "slate", "heather grey", "heather gray"),
     "beige": ("beige", "sand", "camel", "taupe", "nude", "cream", "tan", "khaki", "natural"),
     "brown": ("brown", "chocolate", "chestnut", "cognac", "mocha"),
@@ -19,22 +19,26 @@ COLOURS: dict[str, tuple[str, ...]] = {
     "blue": ("blue", "cobalt", "royal blue", "light blue", "dark blue", "sky blue", "indigo"),
     "navy": ("navy", "navy blue", "midnight", "midnight blue"),
     "purple": ("purple", "violet", "plum", "lilac", "lavender", "mauve", "aubergine"),
-    "gold": ("gold", "golden"),
+    "gold": ("gold", "golden", "rose gold"),
     "silver": ("silver", "metallic"),
-    "multicolour": ("multicolour", "multicolor", "multi-colour", "multi-color", "multicoloured", "multicolored"),
+    "multicolour": ("multicolour", "multicolor", "multi colour", "multi color", "multicoloured", "multicolored"),
 }
-"""By colour the words for it. Shades count as the colour that a shopper would file them under."""
+"""By colour the words for it. Shades count as the colour that a shopper would file them under.
+
+Words of a phrase may be joined by a hyphen too. A hyphen on the outside makes another word: `red-hot` is no colour.
+"""
 
 _COLOUR_OF = {word: colour for colour, words in COLOURS.items() for word in words}
 _ANY = re.compile(
-    r"(?<![\w-])(?:" + "|".join(sorted(map(re.escape, _COLOUR_OF), key=len, reverse=True)) + r")(?![\w-])",
-    re.IGNORECASE,
+    r"(?<![\w-])(?ai:"  # ASCII only: otherwise a dotless i is an i here, but not in the table
+    + "|".join(sorted(_COLOUR_OF, key=len, reverse=True)).replace(" ", r"(?:[\s\xa0]+|-)")
+    + r")(?![\w-])"
 )  # the longest first, so that navy blue is not blue
 
 
 def colours_of(text: str) -> set[str]:
     """The colours that a text names, as whole words."""
-    return {_COLOUR_OF[found.lower()] for found in _ANY.findall(text)}
+    return {_COLOUR_OF[" ".join(found.lower().replace("-", " ").split())] for found in _ANY.findall(text)}
 
 
 def without_colours(text: str) -> str:

@@ -70,7 +70,10 @@ def read_images(db: Database, version: int, answers: Answers) -> Images:
 
 
 def diversity(answers: Answers, images: Images, *, seed: int) -> list[DiversityFigure]:
-    """Every order of the hits: as text and as average give them, and the reorderings of the best by text."""
+    """Every order of the hits: as text and as average give them, and the reorderings of the best by text.
+
+    Pages of fewer than two images are left out of the mean distance, which is 0 where there are no others.
+    """
     orders = {mode: answers.rankings[mode].places for mode in ("text", "avg")}
     pool = orders["text"][:, :CANDIDATES]
     found = [_figure(mode, places, answers, images, None, seed) for mode, places in orders.items()]
@@ -96,23 +99,25 @@ def _figure(
     seed: int,
 ) -> DiversityFigure:
     products, fine = answers.products, answers.products.levels["fine"]
-    rows = []
+    rows, distances = [], []
     for row in places[:, :SHOWN]:
         shown = row[row >= 0]
         page = Hits([], vectors=partial(images.of, shown))
         alike = page.look_alikes()
+        if page.diversity is not None:  # a page of fewer than two images says nothing of how they differ
+            distances.append(page.diversity)
         codes = fine.codes[shown]
         colours = set().union(*(colours_of(products.texts[place].as_py()) for place in shown.tolist()))
         rows.append(
             (
-                page.diversity or 0.0,
                 sum(place < FIRST for place in alike),
                 len(alike),
                 len(np.unique(codes[codes >= 0])),
                 len(colours),
             )
         )
-    distance, near_5, near_10, categories, colours_seen = bootstrap(np.array(rows, np.float64), seed=seed)
+    near_5, near_10, categories, colours_seen = bootstrap(np.array(rows, np.float64), seed=seed)
+    distance = bootstrap(np.array(distances or [0.0])[:, None], seed=seed)[0]
     pooled = answers.rankings["text"].places[:, :CANDIDATES] >= 0  # a small catalog has fewer candidates
     sizes = np.maximum(pooled.sum(axis=1), 1)
     precision, kept = {}, {}

@@ -73,7 +73,8 @@ def floor(measure: str, totals: Counts, candidates: Counts, k: int, *, ideal: Fl
 
     Args:
         measure: `precision`, `recall`, `ndcg` or `mrr`.
-        totals: (Q,), R, the relevant products.
+        totals: (Q,), R, the relevant products, all of them taken for candidates: where some are not, as without an
+            image, this is too high, by up to R over those that are.
         candidates: (Q,), N, the products that are ranked; those of `totals` beyond it are never found.
         k: how many hits are looked at; for `mrr` too.
         ideal: (Q, depth), gains of the best possible ranking, for nDCG.

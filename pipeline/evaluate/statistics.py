@@ -75,14 +75,15 @@ def paired(first: Floats, second: Floats, *, seed: int) -> tuple[Interval, float
         seed: of the bootstrap interval.
 
     Returns:
-        The interval of first less second, and the two-sided p-value; 1 where no query differs.
+        The interval of first less second, and the two-sided p-value; 1 where no query differs. Where all differ by the
+        same amount there is no variance to test with: then it is the randomisation test's, 2 of 2^Q signs.
     """
     from scipy.stats import ttest_1samp
 
-    differences = first - second
+    differences = _differences(first, second)
     interval = bootstrap(differences[:, None], seed=seed)[0]
-    if np.ptp(differences) <= _ROUNDING:  # the same in each query: none differs, or all do, by the same amount
-        return interval, 1.0 if differences[0] == 0 or len(differences) == 1 else 0.0
+    if np.ptp(differences) <= _ROUNDING:
+        return interval, 2.0 ** (1 - len(differences)) if differences.any() else 1.0
     return interval, float(ttest_1samp(differences, 0.0).pvalue)
 
 
@@ -111,6 +112,11 @@ class NonInferiority:
 def non_inferiority(new: Floats, base: Floats, *, margin: float, seed: int = 0) -> NonInferiority:
     """Test that new is not worse than base by as much as the margin: a paired t-test, shifted by it.
 
+    Without variance p is 0 or 1: 0 where no query differs, or where several all differ by the same amount and by less
+    than the margin; one query that differs shows nothing. The test keeps its 5% where many queries lose a little. It
+    does not where a few lose all, which a sample may miss: if one query in a hundred falls from 1 to 0, and so the
+    mean by a margin of 0.01, it passes 8% of the time with 1,000 queries, 21% with 300 and 36% with 100.
+
     Args:
         new: float64 (Q,).
         base: float64 (Q,), of the same queries.
@@ -119,9 +125,15 @@ def non_inferiority(new: Floats, base: Floats, *, margin: float, seed: int = 0) 
     """
     from scipy.stats import ttest_1samp
 
-    differences = new - base
+    differences = _differences(new, base)
     interval = bootstrap(differences[:, None], seed=seed)[0]
     if np.ptp(differences) <= _ROUNDING:
         is_shown = differences[0] == 0 or (len(differences) > 1 and differences[0] > -margin)
         return NonInferiority(interval, 0.0 if is_shown else 1.0)
     return NonInferiority(interval, float(ttest_1samp(differences, -margin, alternative="greater").pvalue))
+
+
+def _differences(first: Floats, second: Floats) -> Floats:
+    """float64 (Q,): first less second, 0 where they differ by rounding alone."""
+    differences: Floats = np.where(np.abs(first - second) <= _ROUNDING, 0.0, first - second)
+    return differences
