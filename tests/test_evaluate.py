@@ -66,6 +66,14 @@ def answered(planted) -> Answers:
     return Answers(products, QUERIES, vectors, left_out, rankings, {}, relevance_of(QUERIES, products, left_out), {})
 
 
+def test_what_is_relevant_among_some_products(answered):
+    some = np.array([0, 3, 6, 10], np.int32)  # mini, maxi, shirt, tulle
+    assert answered.relevance["broad"].totals_of(some).tolist() == [2, 1, 1, 1]  # of q4 its own product is none
+    assert answered.relevance["fine"].totals_of(some).tolist() == [1, 1, 1, 0]
+    assert answered.relevance["fine"].totals_of(np.arange(N, dtype=np.int32)).tolist() == [3, 4, 2, 2]
+    assert sorted(answered.rankings["text"].compared.tolist()) == list(range(N))
+
+
 def dcg(*ranks: int) -> float:
     return float(sum(1 / np.log2(rank + 1) for rank in ranks))
 

@@ -122,6 +122,13 @@ def test_values_and_floors_stay_between_nothing_and_the_ceiling(seed, depth, rel
         assert 0 <= floor <= ceiling + 1e-12, measure
 
 
+def test_relevant_products_without_a_vector_are_not_found_by_chance():
+    totals, candidates, found = np.array([20]), np.array([50]), np.array([10])
+    kept = {"ideal": measures.binary_ideal(totals, 100), "mean_gain": np.ones(1), "found": found}
+    assert measures.floor("precision", totals, candidates, 10, **kept)[0] == pytest.approx(0.2)
+    assert measures.floor("recall", totals, candidates, 10, **kept)[0] == pytest.approx(10 * 0.2 / 20)
+
+
 def test_products_without_a_vector_lower_the_floor_of_recall():
     totals, candidates = np.array([4]), np.array([2])
     ideal = measures.binary_ideal(totals, 10)

@@ -67,6 +67,8 @@ class Relevance:
     names: tuple[str, ...]
     gains_of: Callable[[npt.NDArray[np.int32]], npt.NDArray[np.float64]] = field(repr=False)
     """int32 (Q, n) places of hits, -1 for none, to float64 (Q, n) gains."""
+    totals_of: Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int64]] = field(repr=False)
+    """int32 (n,) places of candidates to int64 (Q,), how many of them are relevant."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,16 @@ def _by_category(
 ) -> Relevance:
     labels = products.levels[level]
     codes = np.array([labels.code_of.get(getattr(query, level) or "", -1) for query in queries], np.int32)
-    totals = np.where(codes >= 0, np.append(labels.sizes, 0)[codes], 0)
     is_own = (left_out >= 0) & (codes >= 0)
     is_own[is_own] = labels.codes[left_out[is_own]] == codes[is_own]
-    totals = totals - is_own
+
+    def totals_of(places: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        there = labels.codes[places]
+        sizes = np.bincount(there[there >= 0], minlength=len(labels.names) + 1)
+        counts: npt.NDArray[np.int64] = np.where(codes >= 0, sizes[codes], 0) - (is_own & np.isin(left_out, places))
+        return counts
+
+    totals = totals_of(np.arange(len(products), dtype=np.int32))
 
     def gains_of(places: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
         is_hit = (places >= 0) & (codes[:, None] >= 0)
@@ -181,7 +189,9 @@ def _by_category(
         return gains
 
     ideal = measures.binary_ideal(totals, DEPTH)
-    return Relevance((codes >= 0) & (totals > 0), totals, ideal, np.ones(len(codes)), codes, labels.names, gains_of)
+    return Relevance(
+        (codes >= 0) & (totals > 0), totals, ideal, np.ones(len(codes)), codes, labels.names, gains_of, totals_of
+    )
 
 
 def _by_judgement(queries: Sequence[Query], products: Products) -> Relevance:
@@ -203,9 +213,15 @@ def _by_judgement(queries: Sequence[Query], products: Products) -> Relevance:
         rows = [[known.get(place, 0.0) for place in row] for row, known in zip(places.tolist(), grades, strict=True)]
         return np.array(rows, np.float64).reshape(places.shape)
 
+    def totals_of(places: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        there = set(places.tolist())
+        return np.array([sum(grade > 0 and p in there for p, grade in known.items()) for known in grades], np.int64)
+
     names = tuple(query.query_id for query in queries)
     mean = np.array([sum(known.values()) for known in grades]) / np.maximum(totals, 1)
-    return Relevance(totals > 0, totals, ideal, mean, np.arange(len(queries), dtype=np.int32), names, gains_of)
+    return Relevance(
+        totals > 0, totals, ideal, mean, np.arange(len(queries), dtype=np.int32), names, gains_of, totals_of
+    )
 
 
 def _through_index(

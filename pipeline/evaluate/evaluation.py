@@ -39,11 +39,11 @@ def figures(answers: Answers, *, seed: int) -> list[Figure]:
             values = np.stack([measured(measure, gains, relevance, k) for measure, k in columns], axis=1)
             through = answers.indexed.get(mode)
             indexed = None if through is None else relevance.gains_of(through)[asked]
-            totals = relevance.totals[asked]
+            totals, there = relevance.totals[asked], relevance.totals_of(ranking.compared)[asked]
             for (measure, k), column, interval in zip(columns, values.T, bootstrap(values, seed=seed), strict=True):
                 floor = measures.floor(
                     measure, totals, ranking.candidates[asked], k,
-                    ideal=relevance.ideal[asked], mean_gain=relevance.mean_gain[asked],
+                    ideal=relevance.ideal[asked], mean_gain=relevance.mean_gain[asked], found=there,
                 )  # fmt: skip
                 found.append(
                     Figure(

@@ -22,11 +22,13 @@ class Ranking:
         places: int32 (Q, k), best first, equal scores in order of place; -1 where there are fewer than k products.
         scores: float32 (Q, k), cosine similarities; -inf there.
         candidates: int64 (Q,), how many products were compared with each query.
+        compared: int32 (n,), places of the products that were compared with queries at all, in any order.
     """
 
     places: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]
     candidates: npt.NDArray[np.int64]
+    compared: npt.NDArray[np.int32]
 
 
 def exact_search(
@@ -80,6 +82,7 @@ class _Best:
         self._places = np.full((queries, k), -1, np.int32)
         self._scores = np.full((queries, k), -np.inf, np.float32)
         self._candidates = np.zeros(queries, np.int64)
+        self._compared: list[npt.NDArray[np.int32]] = []
         self._waiting: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float32]]] = []
 
     def offer(
@@ -87,6 +90,7 @@ class _Best:
     ) -> None:
         """Take scores (Q, n) of the products at `places` (n,)."""
         self._candidates += len(places)
+        self._compared.append(places)
         order = np.argsort(places, kind="stable")
         at = np.minimum(np.searchsorted(places, left_out, sorter=order), len(places) - 1)
         is_here = places[order[at]] == left_out
@@ -104,7 +108,8 @@ class _Best:
         """What was found."""
         self._merge()
         self._places[np.isneginf(self._scores)] = -1
-        return Ranking(self._places, self._scores, self._candidates)
+        compared = np.concatenate([np.empty(0, np.int32), *self._compared])
+        return Ranking(self._places, self._scores, self._candidates, compared)
 
     def _merge(self) -> None:
         count = len(self._scores)

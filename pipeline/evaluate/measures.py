@@ -64,7 +64,16 @@ def ceiling(measure: str, totals: Counts, k: int) -> Floats:
     return (totals > 0).astype(np.float64)
 
 
-def floor(measure: str, totals: Counts, candidates: Counts, k: int, *, ideal: Floats, mean_gain: Floats) -> Floats:
+def floor(
+    measure: str,
+    totals: Counts,
+    candidates: Counts,
+    k: int,
+    *,
+    ideal: Floats,
+    mean_gain: Floats,
+    found: Counts | None = None,
+) -> Floats:
     """float64 (Q,): what a uniformly random order of the candidates is expected to reach.
 
     Each place holds a relevant product with probability R / N, which settles precision, recall and, by the linearity
@@ -73,15 +82,15 @@ def floor(measure: str, totals: Counts, candidates: Counts, k: int, *, ideal: Fl
 
     Args:
         measure: `precision`, `recall`, `ndcg` or `mrr`.
-        totals: (Q,), R, the relevant products, all of them taken for candidates: where some are not, as without an
-            image, this is too high, by up to R over those that are.
-        candidates: (Q,), N, the products that are ranked; those of `totals` beyond it are never found.
+        totals: (Q,), the relevant products.
+        candidates: (Q,), N, the products that are ranked.
         k: how many hits are looked at; for `mrr` too.
         ideal: (Q, depth), gains of the best possible ranking, for nDCG.
         mean_gain: (Q,), mean gain of a relevant product, for nDCG.
+        found: (Q,), R, those of `totals` that are candidates; None: all. A product without an image is not found by it.
     """
     number = np.maximum(candidates, 1).astype(np.float64)
-    found = np.minimum(totals, candidates)
+    found = np.minimum(totals if found is None else found, candidates)
     share = found / number
     seen = np.minimum(k, candidates)
     if measure == "precision":
