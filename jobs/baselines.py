@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import JobParser, add_log_level, positive, run_and_tell
+from jobs.cli import JobParser, add_log_level, count, positive, run_and_tell
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as pool.gpus=2")
     result.add_argument("--recipe", default="article", help="of the queries; see jobs.evaluate")
     result.add_argument("--queries", type=positive, default=1000, metavar="N", help="how many to draw")
-    result.add_argument("--seed", type=int, default=0, help="of the draw")
+    result.add_argument("--seed", type=count, default=0, help="of the draw")
     result.add_argument("--json", action="store_true", help="print one JSON object")
     add_log_level(result)
     return result

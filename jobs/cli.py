@@ -46,6 +46,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """The type of an argument that is a whole number from 0."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"takes a whole number from 0, not {text!r}")
+    return int(text)
+
+
 def number(text: str) -> float:
     """The type of an argument that is a number from 0."""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import JobParser, add_log_level, number, positive, run_and_tell
+from jobs.cli import JobParser, add_log_level, count, number, positive, run_and_tell
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "--recipe", default="article", help="of the queries: article, attribute, broad, fine, description"
     )
     result.add_argument("--queries", type=positive, default=1000, metavar="N", help="how many to draw")
-    result.add_argument("--seed", type=int, default=0, help="of the draw")
+    result.add_argument("--seed", type=count, default=0, help="of the draw")
     result.add_argument("--query-file", type=Path, metavar="FILE", help="CSV, TSV or JSON lines in place of a recipe")
     result.add_argument("--qrels", type=Path, metavar="FILE", help="judgements of its queries, in TREC's form")
     result.add_argument(

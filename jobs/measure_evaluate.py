@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.cli import JobParser, add_log_level, positive, run_and_tell
+from jobs.cli import JobParser, add_log_level, count, positive, run_and_tell
 from jobs.measure_query import describe, drawn
 from pipeline.evaluate.summary import SIGNIFICANCE
 
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--products", type=positive, default=200_000, metavar="N", help="in the table")
     result.add_argument("--queries", type=positive, default=1000, metavar="N", help="asked at once, and of each seed")
     result.add_argument("--out", type=Path, default=Path(".demo/evaluate"), metavar="DIR", help="made anew")
-    result.add_argument("--seed", type=int, default=0, help="of the drawn vectors")
+    result.add_argument("--seed", type=count, default=0, help="of the drawn vectors")
     result.add_argument("--db", help="a database for both experiments; without it only the speed is measured")
     result.add_argument("--seeds", type=positive, default=5, metavar="N", help="how many draws of queries")
     result.add_argument("--recipe", default="article", help="of the queries; see jobs.evaluate")

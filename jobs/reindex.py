@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.backfill import add_plan_arguments, add_run_arguments, gated, run_config, show_plan, summary
-from jobs.cli import JobParser, run_job, start_log, tell
+from jobs.cli import JobParser, count, run_job, start_log, tell
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--confirm-deletes",
-        type=_count,
+        type=count,
         metavar="N",
         help="delete more than max_delete_share: N is the number of products that the refusal, or --dry-run, names",
     )
@@ -53,12 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return result
 
     return run_job(job, as_json=arguments.json)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"takes a whole number from 0, not {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

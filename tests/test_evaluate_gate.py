@@ -202,7 +202,8 @@ def test_against_on_the_command_line(db, capsys):
     ("arguments", "said"),
     [(["--against", 1], "is the release itself"), (["--against", 7], "no release 7"), (["--qrels", "x"], "query-file"),
      (["--recipe", "best"], "no recipe 'best'"), (["--against", 1, "--query-file", "x"], "frozen queries"),
-     (["--release", 5], "release 5"), (["--query-file", "none.csv"], "cannot be read"), (["--queries", 0], "from 1")],
+     (["--release", 5], "release 5"), (["--query-file", "none.csv"], "cannot be read"), (["--queries", 0], "from 1"),
+     (["--seed", -1], "from 0")],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_a_sentence(db, capsys, arguments, said):
     code, _, err = run(capsys, "--db", db.uri, *arguments)

@@ -134,6 +134,14 @@ def test_plots_are_svg_of_the_same_bytes_and_hold_no_date():
     assert plots(made())["precision-fine"] != first["precision-fine"]  # the article's points
 
 
+def test_an_interval_without_width_is_drawn():
+    flat = Interval(0.1 + 0.2, 0.3, 0.3)  # rounding puts the mean beyond its bounds
+    orders = [
+        dataclasses.replace(o, distance=flat, precision=dict.fromkeys(o.precision, flat)) for o in made().diversity
+    ]
+    assert "diversity-fine" in plots(made(diversity=orders))
+
+
 def test_what_a_plot_shows_is_said_in_words():
     said = described(made())
     assert "average 0.790 at 10, 0.780 at 20" in said["precision-fine"]

@@ -98,6 +98,19 @@ def test_deep_pages_read_as_many_partitions_as_they_need(indexed):
     assert len(searcher.search(query, mode="text", k=100, offset=2900)) == 100
 
 
+def test_a_catalog_without_any_image_is_searched_and_reordered(tmp_path):
+    text = unit(np.random.default_rng(1).normal(size=(30, DIM)))
+    columns = {name: values[:30] for name, values in facts(30).items()}
+    release(path := make_db(tmp_path, text=text, image=text, has_image=np.zeros(30, bool), columns=columns))
+    searcher = Searcher.open(path)
+    for options in ({"diversify": Diversify()}, {"collapse_duplicates": 0.02}, {}):
+        hits = searcher.search(text[3], mode="text", k=5, **options)
+        assert hits[0].product_id == "p00003"
+        assert hits.diversity is None
+        assert hits.look_alikes() == {}
+    assert searcher.search(text[3], mode="image") == []
+
+
 def test_hybrid_wants_words_when_it_is_explained_too(db):
     with pytest.raises(QueryError, match="needs words"):
         Searcher.open(db).explain(unit(np.ones(DIM)), mode="hybrid")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import MissingExtra
-from pipeline.evaluate.results import CUTOFFS, PUBLISHED, Evaluation
+from pipeline.evaluate.results import CUTOFFS, PUBLISHED, Evaluation, Interval
 from pipeline.evaluate.summary import LEVEL_NAMES, METHOD_NAMES, MODE_NAMES
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def _diversity(evaluation: Evaluation, level: str) -> Figure:
         value = found.precision[level]
         axes.errorbar(
             found.distance.mean, value.mean, fmt="o" if found.milliseconds is None else "D", ms=6, capsize=2, lw=1.2,
-            yerr=[[value.mean - value.low], [value.high - value.mean]],
-            xerr=[[found.distance.mean - found.distance.low], [found.distance.high - found.distance.mean]],
+            yerr=_bars(value), xerr=_bars(found.distance),
             color=f"C{number}", label=METHOD_NAMES[found.method],
         )  # fmt: skip
     axes.set_xlabel("mean cosine distance of two images of the first 10")
@@ -111,6 +110,11 @@ def _diversity(evaluation: Evaluation, level: str) -> Figure:
     axes.margins(0.12)
     figure.legend(fontsize=9, ncols=2, frameon=False, loc="outside lower center")
     return figure
+
+
+def _bars(value: Interval) -> list[list[float]]:
+    """Lengths down and up; where nothing varies rounding may put the mean a last digit beyond its bounds."""
+    return [[max(0.0, value.mean - value.low)], [max(0.0, value.high - value.mean)]]
 
 
 def _axes() -> tuple[Figure, Any]:

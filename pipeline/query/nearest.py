@@ -128,7 +128,9 @@ def _distinct(
 def _rows(vectors: pa.ChunkedArray) -> list[Vector | None]:
     """Rows (D,) of a vector column, None where it is null."""
     column = vectors.combine_chunks()
-    matrix = column.values.to_numpy().reshape(-1, column.type.list_size)[column.offset : column.offset + len(column)]
+    matrix = column.values.to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)[
+        column.offset : column.offset + len(column)
+    ]
     return [row if valid else None for row, valid in zip(matrix, column.is_valid().to_pylist(), strict=True)]
 
 
