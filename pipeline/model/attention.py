@@ -41,16 +41,21 @@ class AlibiMask:
         is_pad: bool (B, T), true where a token is padding.
         n_heads: attention heads.
         dtype: the dtype of the queries; `scaled_dot_product_attention` wants the mask in the same.
+        is_whole: nothing is padding, so that one mask is every text's.
+
+    Attributes:
+        n_tokens: B T, padding included.
     """
 
-    def __init__(self, is_pad: Tensor, n_heads: int, dtype: torch.dtype) -> None:
-        self.is_pad, self.n_heads, self.dtype = is_pad, n_heads, dtype
-        batch, length = is_pad.shape
+    def __init__(self, is_pad: Tensor, n_heads: int, dtype: torch.dtype, *, is_whole: bool = False) -> None:
+        self.n_tokens = is_pad.shape[0] * is_pad.shape[1]
+        self.is_pad, self.n_heads, self.dtype = is_pad[:1] if is_whole else is_pad, n_heads, dtype
+        batch, length = self.is_pad.shape
         self.rows = max(1, MASK_BYTES // (batch * n_heads * length * dtype.itemsize))
         self.whole = self._block(0, length) if self.rows >= length else None
 
     def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield (first query, last query + 1, mask (B, heads, queries, T)), covering all queries in order."""
+        """Yield (first query, last query + 1, mask (B or 1, heads, queries, T)), covering all queries in order."""
         length = self.is_pad.shape[1]
         if self.whole is not None:
             yield 0, length, self.whole

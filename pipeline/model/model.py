@@ -10,8 +10,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,16 +22,18 @@ from torch import Tensor, nn
 from pipeline.errors import ImageRejected, InputRejected, ModelError
 from pipeline.model.identity import DTYPES, ModelCard
 from pipeline.model.preprocess import PixelRecipe, PreparedImage
+from pipeline.model.text_tower import TextTower
 from pipeline.model.tokens import TokenBatch, pack
 from pipeline.records import ImageLimits, Reason
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
+T = TypeVar("T")
 ImageSource = bytes | Image.Image | os.PathLike[str]
 
-TOKEN_BUDGET = {"cpu": 4_096, "cuda": 65_536}
+TOKEN_BUDGET = {"cpu": 2_048, "cuda": 65_536}
 """Tokens in one batch of texts, padding included."""
 
-IMAGE_BATCH = {"cpu": 16, "cuda": 256}
+IMAGE_BATCH = {"cpu": 8, "cuda": 256}
 """Images in one batch."""
 
 
@@ -153,22 +156,32 @@ class Model:
         return self.recipe.prepare(data, limits=self._limits, thumbnail=thumbnail)
 
     def embed_tokens(self, batch: TokenBatch) -> FloatArray:
-        """Embed token ids, sorted by length and packed by a token budget, so that little is padding.
+        """Embed token ids, sorted by length and packed by a token budget.
+
+        On a CPU nothing is padded. Compiled towers, and GPUs, get padded batches: few shapes, little padding.
 
         Returns:
             float32 (B, D), unit L2 norm, rows in input order. A row whose numbers overflowed is NaN.
         """
         self._tower("text")
+        forward = self._forward["text"]
+        grouped = forward.embed_groups if isinstance(forward, TextTower) and self.device.type == "cpu" else None
         lengths = [len(ids) for ids in batch.ids]
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        budget = TOKEN_BUDGET[self.device.type]
         out, n_cells = [], 0
-        for start, end in pack([lengths[index] for index in order], TOKEN_BUDGET[self.device.type]):
+        for start, end in pack([lengths[index] for index in order], budget, is_padded=grouped is None):
             rows = [batch.ids[index] for index in order[start:end]]
+            if grouped:
+                groups = [torch.tensor(list(group)) for _, group in groupby(rows, key=len)]
+                n_cells += sum(map(len, rows))
+                out.append(self._run(grouped, groups))
+                continue
             padded = np.full((len(rows), len(rows[-1])), self._pad_token_id, np.int64)  # (B, T)
             for row, ids in zip(padded, rows, strict=True):
                 row[: len(ids)] = ids
             n_cells += padded.size
-            out.append(self._run("text", self._to_device(padded)))
+            out.append(self._run(forward, self._to_device(padded)))
         self._count(batch, n_cells)
         vectors = self._gather(out)
         in_order = np.empty_like(vectors)
@@ -186,7 +199,8 @@ class Model:
         """
         self._tower("image")
         step = IMAGE_BATCH[self.device.type]
-        out = [self._run("image", self.pixels(crops[at : at + step])) for at in range(0, len(crops), step)]
+        forward = self._forward["image"]
+        out = [self._run(forward, self.pixels(crops[at : at + step])) for at in range(0, len(crops), step)]
         return self._gather(out)
 
     def pixels(self, crops: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
@@ -213,9 +227,9 @@ class Model:
             raise ModelError(f"{self.name} was loaded without its {kind} tower; name it in load_model's towers.")
         return tower
 
-    def _run(self, kind: str, inputs: Tensor) -> Tensor:
+    def _run(self, forward: Callable[[T], Tensor], inputs: T) -> Tensor:
         with torch.inference_mode():
-            vectors = self._forward[kind](inputs).float()  # (B, D)
+            vectors = forward(inputs).float()  # (B, D)
             self.n_batches += 1
             # A zero or overflowing vector becomes NaN, never a plausible row.
             return torch.div(vectors, vectors.norm(dim=1, keepdim=True))

@@ -7,7 +7,7 @@ computed from the configuration on the device and in the dtype where it is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -138,7 +138,10 @@ def add_norm(x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 class MLP(nn.Module):
-    """GLU with exact GELU: the first half of `gated_layers` is the gate, the second the value."""
+    """GLU with exact GELU: the first half of `gated_layers` is the gate, the second the value.
+
+    Two products, one for each half: their results are whole, where halves of one result are read with gaps between.
+    """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -146,8 +149,8 @@ class MLP(nn.Module):
         self.wo = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        gate, value = self.gated_layers(x).chunk(2, dim=-1)  # 2 x (B, T, intermediate)
+        """(N, D) to (N, D)."""
+        gate, value = (F.linear(x, half) for half in self.gated_layers.weight.chunk(2))  # 2 x (N, intermediate)
         return cast(Tensor, self.wo(F.gelu(gate) * value))
 
 
@@ -160,14 +163,22 @@ class Attention(nn.Module):
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, mask: AlibiMask) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        batch, length, width = x.shape
-        qkv = self.Wqkv(x).view(batch, length, 3, self.n_heads, width // self.n_heads)  # (B, T, 3, heads, head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, heads, T, head_dim)
+    def forward(self, x: Tensor, masks: Sequence[AlibiMask]) -> Tensor:
+        """(N, D) to (N, D): the texts of each mask in turn, all their tokens one after another."""
+        qkv = self.Wqkv(x)  # (N, 3 D)
+        if len(masks) == 1:
+            return cast(Tensor, self.out_proj(self._mixed(qkv, masks[0])))
+        parts = qkv.split([mask.n_tokens for mask in masks])
+        mixed = [self._mixed(part, mask) for part, mask in zip(parts, masks, strict=True)]
+        return cast(Tensor, self.out_proj(torch.cat(mixed)))
+
+    def _mixed(self, qkv: Tensor, mask: AlibiMask) -> Tensor:
+        length = mask.is_pad.shape[1]
+        rows = qkv.view(-1, length, 3, self.n_heads, qkv.shape[1] // (3 * self.n_heads))  # (B, T, 3, heads, head_dim)
+        q, k, v = rows.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, heads, T, head_dim)
         parts = [attend(q[:, :, start:end], k, v, block, self.kind) for start, end, block in mask.blocks()]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (B, heads, T, head_dim)
-        return cast(Tensor, self.out_proj(y.transpose(1, 2).reshape(batch, length, width)))  # (B, T, D)
+        return y.transpose(1, 2).reshape(len(qkv), -1)  # (B T, D)
 
 
 class Block(nn.Module):
@@ -180,9 +191,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, mask: AlibiMask) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        x = add_norm(x, self.mixer(x, mask), self.norm1)
+    def forward(self, x: Tensor, masks: Sequence[AlibiMask]) -> Tensor:
+        """(N, D) to (N, D)."""
+        x = add_norm(x, self.mixer(x, masks), self.norm1)
         return add_norm(x, self.mlp(x), self.norm2)
 
 
@@ -225,18 +236,47 @@ class TextTower(nn.Module):
             ValueError: a row holds nothing but padding.
         """
         del attention_mask
-        is_pad = input_ids == self.config.pad_token_id  # (B, T)
-        if is_pad.device.type == "cpu" and not torch.compiler.is_compiling() and bool(is_pad.all(dim=1).any()):
+        return self.embed_groups([input_ids])
+
+    def embed_groups(self, groups: Sequence[Tensor]) -> Tensor:
+        """Embed texts in groups of one length, each `forward`'s input, as one batch.
+
+        Everything but attention sees the tokens as one row after another, so that texts of any lengths share their
+        matrix products without padding.
+
+        Args:
+            groups: int64 (B_g, T_g) each.
+
+        Returns:
+            float32 (sum of B_g, D), as of `forward`, groups in order.
+
+        Raises:
+            ValueError: a row holds nothing but padding.
+        """
+        pads = [ids == self.config.pad_token_id for ids in groups]  # (B_g, T_g) each
+        looks = pads[0].device.type == "cpu" and not torch.compiler.is_compiling()
+        if looks and any(bool(pad.all(dim=1).any()) for pad in pads):
             raise ValueError("a row of input_ids holds padding only; it has no embedding")
-        x = self.embeddings["word_embeddings"](input_ids)  # (B, T, D)
+        x = self.embeddings["word_embeddings"](_flat(groups))  # (N, D)
         # Every token is of type 0, and its row is added always: there is no position embedding.
         x = self.emb_ln(x + cast(Any, self.embeddings["token_type_embeddings"]).weight[0])
-        mask = AlibiMask(is_pad, self.config.num_attention_heads, x.dtype)
+        n_heads = self.config.num_attention_heads
+        masks = [AlibiMask(pad, n_heads, x.dtype, is_whole=looks and not bool(pad.any())) for pad in pads]
         for block in cast(nn.ModuleList, self.encoder["layers"]):
-            x = block(x, mask)
-        keep = (~is_pad)[:, :, None]  # (B, T, 1)
-        total = x.float().masked_fill(~keep, 0.0).sum(dim=1)  # (B, D), in float32 whatever the weights are in
-        return cast(Tensor, total / keep.sum(dim=1).clamp(min=1))
+            x = block(x, masks)
+        parts = x.split([mask.n_tokens for mask in masks])
+        return torch.cat([_mean(part.view(*pad.shape, -1), pad) for part, pad in zip(parts, pads, strict=True)])
+
+
+def _flat(groups: Sequence[Tensor]) -> Tensor:
+    return groups[0].flatten() if len(groups) == 1 else torch.cat([ids.flatten() for ids in groups])
+
+
+def _mean(x: Tensor, is_pad: Tensor) -> Tensor:
+    """Over the tokens (B, T, D) that are not padding, in float32 whatever the weights are in: (B, D)."""
+    keep = (~is_pad)[:, :, None]  # (B, T, 1)
+    total = x.float().masked_fill(~keep, 0.0).sum(dim=1)
+    return total / keep.sum(dim=1).clamp(min=1)
 
 
 def _initialise(module: nn.Module) -> None:

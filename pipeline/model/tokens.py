@@ -127,12 +127,13 @@ def _open_tokenizer(path: Path) -> Tokenizer:
         raise ModelError(f"{path} cannot be read as a tokenizer ({error}); fetch the model again.") from error
 
 
-def pack(lengths: Sequence[int], budget: int) -> list[tuple[int, int]]:
+def pack(lengths: Sequence[int], budget: int, *, is_padded: bool = True) -> list[tuple[int, int]]:
     """Cut texts that are sorted by length into batches.
 
     Args:
         lengths: tokens of each text, ascending.
-        budget: cells (texts times longest text) of a batch; one text over it stands alone.
+        budget: cells of a batch; one text over it stands alone.
+        is_padded: cells are texts times the longest text, else tokens.
 
     Returns:
         (first, last + 1) of each batch, covering all texts in order, each within the budget and `MAX_PADDING`.
@@ -140,7 +141,7 @@ def pack(lengths: Sequence[int], budget: int) -> list[tuple[int, int]]:
     batches: list[tuple[int, int]] = []
     start, tokens = 0, 0
     for index, length in enumerate(lengths):
-        cells = (index - start + 1) * length
+        cells = (index - start + 1) * length if is_padded else tokens + length
         if index > start and (cells > budget or cells - tokens - length > MAX_PADDING * cells):
             batches.append((start, index))
             start, tokens = index, 0

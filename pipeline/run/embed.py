@@ -13,7 +13,7 @@ from pipeline.config import FetchConfig
 from pipeline.errors import InputRejected
 from pipeline.model.tokens import TokenBatch
 from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
-from pipeline.run.memory import FittingBatch
+from pipeline.run.memory import FittingBatch, keep_freed_memory
 from pipeline.run.progress import Progress
 from pipeline.run.scan import TEXT_EMPTY, ImageLoader, fetch_threads, image_mark, text_sha256
 from pipeline.run.staging import EmbeddedInput
@@ -92,6 +92,7 @@ class Embedder:
 
         from pipeline.model import load_model
 
+        keep_freed_memory()
         if settings.torch_threads is not None:
             torch.set_num_threads(settings.torch_threads)
         self.model = load_model(

@@ -1,7 +1,9 @@
-"""Memory that runs out: recognised, answered by smaller batches, and bounded for each actor."""
+"""Memory: kept for the next batch, bounded for each actor, and where it runs out, recognised and met by halving."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,25 @@ from pipeline.errors import ConfigError
 log = logging.getLogger(__name__)
 
 _SAID = ("out of memory", "out_of_memory", "low on memory", "can't allocate memory", "bad_alloc")
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Numbers of glibc's `mallopt`, from its malloc.h."""
+
+_KEPT_BYTES = 1 << 30
+_FROM_HEAP_BYTES = 32 << 20  # the most that glibc takes for its threshold on 64 bits
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep up to a gigabyte of what it frees, for as long as it lives.
+
+    By default glibc gives every block of some megabytes back at once, and the next layer's tensors are faulted in anew,
+    page by page: a tenth of a tower's time on a CPU. Nothing is done where there is no glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_MMAP_THRESHOLD, _FROM_HEAP_BYTES)
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def is_out_of_memory(said: BaseException | str) -> bool:
