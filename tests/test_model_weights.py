@@ -131,8 +131,11 @@ def test_half_precision_stays_near(base: Path, dtype: str):
     assert cosines.min() >= canary.MIN_COSINE[dtype]
 
 
-def test_batches_equal_one_by_one_and_little_is_padding(base: Path):
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_batches_equal_one_by_one_and_little_is_padding(base: Path, is_padded: bool):
     model = load_model(str(base))
+    if is_padded:  # as GPUs and compiled towers get them
+        model.replace_forward("text", model.text_tower.forward)
     random = np.random.default_rng(3)
     texts = [" ".join(random.choice(["red", "wool", "coat", "xyz"], n)) for n in random.integers(1, 200, 64)]
     together, counts = model.embed_texts(texts), model.text_counts
@@ -140,6 +143,17 @@ def test_batches_equal_one_by_one_and_little_is_padding(base: Path):
     assert np.abs(together - alone).max() <= 1e-5
     assert counts.n_texts == 64
     assert counts.n_padding / (counts.n_tokens + counts.n_padding) < 0.10
+    assert (counts.n_padding > 0) is is_padded
+
+
+@settings(max_examples=200)
+@given(lengths=st.lists(st.integers(1, 600)).map(sorted), budget=st.integers(1, 5000))
+def test_packing_without_padding_fills_its_budget(lengths: list[int], budget: int):
+    batches = pack(lengths, budget, is_padded=False)
+    assert [index for start, end in batches for index in range(start, end)] == list(range(len(lengths)))
+    for start, end in batches:
+        assert sum(lengths[start:end]) <= budget or end - start == 1
+        assert end == len(lengths) or sum(lengths[start : end + 1]) > budget
 
 
 @settings(max_examples=200)

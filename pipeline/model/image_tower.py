@@ -131,13 +131,13 @@ def rope_table(config: ImageConfig, device: torch.device | str = "cpu") -> tuple
     return table.cos().float(), table.sin().float()
 
 
-def turns(config: ImageConfig, device: torch.device | str = "cpu") -> Tensor:
+def turn_table(config: ImageConfig) -> Tensor:
     """Each token's turn of each channel pair, (cos, sin): float32 (1 + patches, 1, head_width / 2, 2).
 
     The class token, token 0, stays where it is; a turn by nothing costs less than leaving it out.
     """
-    pairs = torch.stack([part[:, ::2] for part in rope_table(config, device)], dim=-1)  # (patches, head_width / 2, 2)
-    still = torch.tensor([1.0, 0.0], device=device).expand(1, *pairs.shape[1:])
+    pairs = torch.stack([part[:, ::2] for part in rope_table(config)], dim=-1)  # (patches, head_width / 2, 2)
+    still = torch.tensor([1.0, 0.0]).expand(1, *pairs.shape[1:])
     return torch.cat([still, pairs])[:, None].contiguous()
 
 
@@ -149,7 +149,7 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 
     Args:
         x: (B, 1 + patches, heads, head_width).
-        turns: see `turns`.
+        turns: see `turn_table`.
 
     Returns:
         The same shape and dtype.
@@ -175,8 +175,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        gate = F.silu(self.w1(x), inplace=not torch.is_grad_enabled())
-        return cast(Tensor, self.w3(self.ffn_ln(gate * self.w2(x))))
+        return cast(Tensor, self.w3(self.ffn_ln(F.silu(self.w1(x)) * self.w2(x))))
 
 
 class Attention(nn.Module):
@@ -263,14 +262,14 @@ class ImageTower(nn.Module):
         x = self.patch_embed["proj"](pixel_values)  # (B, D, grid, grid)
         x = x.flatten(2).transpose(1, 2)  # (B, patches, D), patches in row-major order
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed  # (B, 1 + patches, D)
-        turned_by = self._rope(x.device)
+        turns = self._rope(x.device)
         for block in self.blocks:
-            x = block(x, turned_by)
+            x = block(x, turns)
         return cast(Tensor, self.norm(x[:, 0]).float())  # (B, D)
 
     def _rope(self, device: torch.device) -> Tensor:
         if device not in self._turns:
-            self._turns[device] = turns(self.config).to(device)
+            self._turns[device] = turn_table(self.config).to(device)
         return self._turns[device]
 
 

@@ -168,20 +168,14 @@ class Model:
         grouped = forward.embed_groups if isinstance(forward, TextTower) and self.device.type == "cpu" else None
         lengths = [len(ids) for ids in batch.ids]
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        embed = grouped or (lambda groups: forward(groups[0]))
         budget = TOKEN_BUDGET[self.device.type]
         out, n_cells = [], 0
         for start, end in pack([lengths[index] for index in order], budget, is_padded=grouped is None):
             rows = [batch.ids[index] for index in order[start:end]]
-            if grouped:
-                groups = [torch.tensor(list(group)) for _, group in groupby(rows, key=len)]
-                n_cells += sum(map(len, rows))
-                out.append(self._run(grouped, groups))
-                continue
-            padded = np.full((len(rows), len(rows[-1])), self._pad_token_id, np.int64)  # (B, T)
-            for row, ids in zip(padded, rows, strict=True):
-                row[: len(ids)] = ids
-            n_cells += padded.size
-            out.append(self._run(forward, self._to_device(padded)))
+            groups = _by_length(rows) if grouped else [self._padded(rows)]
+            n_cells += sum(ids.numel() for ids in groups)
+            out.append(self._run(embed, groups))
         self._count(batch, n_cells)
         vectors = self._gather(out)
         in_order = np.empty_like(vectors)
@@ -234,6 +228,13 @@ class Model:
             # A zero or overflowing vector becomes NaN, never a plausible row.
             return torch.div(vectors, vectors.norm(dim=1, keepdim=True))
 
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Token ids, the longest row last, as int64 (B, T) on the device."""
+        padded = np.full((len(rows), len(rows[-1])), self._pad_token_id, np.int64)
+        for row, ids in zip(padded, rows, strict=True):
+            row[: len(ids)] = ids
+        return self._to_device(padded)
+
     def _to_device(self, array: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
@@ -252,6 +253,11 @@ class Model:
                 old.n_tokens + n_tokens,
                 old.n_padding + n_cells - n_tokens,
             )
+
+
+def _by_length(rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Token ids sorted by length, as int64 (B, T) for each length."""
+    return [torch.tensor(list(group)) for _, group in groupby(rows, key=len)]
 
 
 def _read(image: ImageSource) -> bytes | Image.Image:

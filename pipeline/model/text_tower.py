@@ -166,8 +166,6 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, masks: Sequence[AlibiMask]) -> Tensor:
         """(N, D) to (N, D): the texts of each mask in turn, all their tokens one after another."""
         qkv = self.Wqkv(x)  # (N, 3 D)
-        if len(masks) == 1:
-            return cast(Tensor, self.out_proj(self._mixed(qkv, masks[0])))
         parts = qkv.split([mask.n_tokens for mask in masks])
         mixed = [self._mixed(part, mask) for part, mask in zip(parts, masks, strict=True)]
         return cast(Tensor, self.out_proj(torch.cat(mixed)))
@@ -257,7 +255,7 @@ class TextTower(nn.Module):
         looks = pads[0].device.type == "cpu" and not torch.compiler.is_compiling()
         if looks and any(bool(pad.all(dim=1).any()) for pad in pads):
             raise ValueError("a row of input_ids holds padding only; it has no embedding")
-        x = self.embeddings["word_embeddings"](_flat(groups))  # (N, D)
+        x = self.embeddings["word_embeddings"](torch.cat([ids.flatten() for ids in groups]))  # (N, D)
         # Every token is of type 0, and its row is added always: there is no position embedding.
         x = self.emb_ln(x + cast(Any, self.embeddings["token_type_embeddings"]).weight[0])
         n_heads = self.config.num_attention_heads
@@ -266,10 +264,6 @@ class TextTower(nn.Module):
             x = block(x, masks)
         parts = x.split([mask.n_tokens for mask in masks])
         return torch.cat([_mean(part.view(*pad.shape, -1), pad) for part, pad in zip(parts, pads, strict=True)])
-
-
-def _flat(groups: Sequence[Tensor]) -> Tensor:
-    return groups[0].flatten() if len(groups) == 1 else torch.cat([ids.flatten() for ids in groups])
 
 
 def _mean(x: Tensor, is_pad: Tensor) -> Tensor:
