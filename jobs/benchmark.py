@@ -18,6 +18,7 @@ from typing import Any
 from jobs.bench.timing import TURNS, Row
 from jobs.cli import JobParser, add_log_level, positive, run_and_tell
 from pipeline.errors import ConfigError
+from pipeline.run.memory import keep_freed_memory
 
 log = logging.getLogger("jobs.benchmark")
 
@@ -55,6 +56,7 @@ def _measure(arguments: argparse.Namespace) -> Mapping[str, Any]:
     if unknown := set(parts) - set(PARTS):
         raise ConfigError(f"--parts knows no {sorted(unknown)[0]!r}; there are {', '.join(PARTS)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()  # as the actors do; peers that run in this process have it too
     rows: list[Row] = []
     for name, part in _parts(arguments, rows).items():
         if name in parts:

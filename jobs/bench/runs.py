@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from jobs.bench.timing import TURNS, Row, Timed, in_turns
 
 if TYPE_CHECKING:
     from pipeline.model.model import Model
+
+log = logging.getLogger("jobs.benchmark")
 
 _DECODED = 200  # images of the catalog, for the decoder alone
 
@@ -120,6 +123,8 @@ def backfill_beside_towers(
         stages = told["run_seconds"]
         spent = told["usage"]["embedding_s"] + stages["reduce"] + stages["release"]
         seconds["whole backfill"].append(spent * count / max(1, told["embedded"]))
+        log.info("turn %d: towers alone %.1f s, whole backfill %.1f s of %s inputs, stages %s", turn,
+                 seconds["towers alone"][-1], spent, told["embedded"], stages)  # fmt: skip
     timed = Timed({name: tuple(found) for name, found in seconds.items()})
     what = f"whole backfill, {count:,} inputs"
     yield timed.row("backfill", "whole backfill", count, "inputs/s", beside="towers alone", aim=0.92, what=what)
