@@ -22,21 +22,37 @@ from pipeline.run.memory import keep_freed_memory
 
 log = logging.getLogger("jobs.benchmark")
 
-PARTS = ("limits", "towers", "decode", "backfill", "write", "plain", "raydata")
+PEERS = ("onnx", "timm", "sentence-transformers")
+"""Parts that need `twotower[peers]`, and are left out unless they are named."""
+PARTS = (
+    "limits", "towers", "decode", "plain", "embedder", "backfill", "fixed", "raydata", "write", "query", "scaling",
+    "actors", *PEERS,
+)  # fmt: skip
 _ROWS, _DIM = 200_000, 768
-_TEXTS = 64
+_TEXTS, _IMAGES = 128, 32
+_EMBEDDER_ROWS = 16
+_PRODUCTS, _RAY_PRODUCTS = 300, 2_000
+_SIZES = (10_000, 100_000)
+_ACTORS = (1, 2, 4)
+_ACTORS_PRODUCTS = 40_000
+_SEARCHED, _SEARCHES = 20_000, 100
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = JobParser(prog="python -m jobs.benchmark", description=__doc__)
     result.add_argument("--out", type=Path, default=Path(".demo/benchmark"), metavar="DIR", help="where results go")
-    result.add_argument("--parts", default=",".join(PARTS), help=f"which, of {', '.join(PARTS)}")
-    result.add_argument("--catalog", help="of the backfills; by default a drawn one of 300 products")
+    ours = [part for part in PARTS if part not in PEERS]
+    named = f"which, of {', '.join(PARTS)}; all but the last {len(PEERS)}, which need twotower[peers], by default"
+    result.add_argument("--parts", default=",".join(ours), help=named)
+    result.add_argument("--catalog", help="of all that reads one; by default a drawn one of 300 products")
     result.add_argument(
         "--model", help="of towers and backfills; by default the published configuration with seeded weights"
     )
     result.add_argument("--limit", type=positive, metavar="N", help="products of the backfill beside the towers")
+    result.add_argument(
+        "--sizes", default=",".join(map(str, _SIZES)), metavar="N,N", help="products of the catalogs of `scaling`"
+    )
     result.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of towers and matrix products")
     result.add_argument("--dtypes", default="float32", help="of them, as float32,bfloat16")
     result.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the backfills")
@@ -58,7 +74,7 @@ def _measure(arguments: argparse.Namespace) -> Mapping[str, Any]:
     arguments.out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()  # as the actors do; peers that run in this process have it too
     rows: list[Row] = []
-    for name, part in _parts(arguments, rows).items():
+    for name, part in _parts(arguments).items():
         if name in parts:
             log.info("%s", name)
             for row in part():
@@ -70,9 +86,9 @@ def _measure(arguments: argparse.Namespace) -> Mapping[str, Any]:
     return {**told, "out": str(arguments.out)}
 
 
-def _parts(arguments: argparse.Namespace, rows: Sequence[Row]) -> Mapping[str, Callable[[], Iterator[Row]]]:
+def _parts(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Iterator[Row]]]:
     """Each part by name; imported only as it runs, since peers may be missing."""
-    from jobs.bench import limits, runs, towers, writes
+    from jobs.bench import limits, peers, queries, runs, scaling, towers, writes
     from pipeline.model import load_model
 
     out, dtypes = arguments.out, arguments.dtypes.split(",")
@@ -82,22 +98,48 @@ def _parts(arguments: argparse.Namespace, rows: Sequence[Row]) -> Mapping[str, C
     def load(dtype: str = "float32") -> Any:
         return load_model(model_name, device=arguments.device, dtype=dtype)
 
-    def gflops() -> dict[str, float]:
-        return {row.what.rpartition(", ")[2]: row.rate for row in rows if row.what.startswith("matrix product")}
+    def images() -> Sequence[bytes]:
+        return runs.read_inputs(catalog, limit=_IMAGES).images[:_IMAGES]
 
+    def texts() -> list[str]:
+        return runs.mixed_texts(catalog, _TEXTS)
+
+    def on_ray(part: Callable[..., Iterator[Row]], of: str) -> Iterator[Row]:
+        return _on_one_ray(lambda settings: part(of, "demo", out, settings=settings), arguments.set)
+
+    def larger() -> str:
+        return catalog if arguments.catalog else _drawn(out, _RAY_PRODUCTS)
+
+    settings = arguments.set
     return {
         "limits": lambda: limits.limits(out, arguments.device, dtypes),
-        "towers": lambda: towers.towers({d: load(d) for d in dtypes}, _mixed(catalog), gflops()),
+        "towers": lambda: towers.towers({d: load(d) for d in dtypes}, texts()),
         "decode": lambda: runs.decoding(load(), runs.read_inputs(catalog, limit=200).images),
-        "plain": lambda: towers.plain_loop(load(), _mixed(catalog), runs.read_inputs(catalog, limit=20).images[:32]),
+        "plain": lambda: towers.plain_loop(load(), texts(), images()),
+        "embedder": lambda: runs.embedder_beside_towers(catalog, model_name, out, rows=_EMBEDDER_ROWS),
         "backfill": lambda: runs.backfill_beside_towers(
-            catalog, model_name, out, limit=arguments.limit, settings=arguments.set
+            catalog, model_name, out, limit=arguments.limit, settings=settings
         ),
-        "raydata": lambda: _on_one_ray(
-            lambda settings: runs.backfill_beside_ray_data(catalog, "demo", out, settings=settings), arguments.set
-        ),
+        "fixed": lambda: on_ray(runs.fixed_cost, catalog),
+        "raydata": lambda: on_ray(runs.backfill_beside_ray_data, larger()),
         "write": lambda: writes.writes(out, rows=_ROWS, dim=_DIM),
+        "query": lambda: queries.queries(out, Path(model_name), products=_SEARCHED, count=_SEARCHES),
+        "scaling": lambda: scaling.by_products(out, _sizes(arguments.sizes), settings=settings),
+        "actors": lambda: scaling.by_actors(out, _ACTORS_PRODUCTS, _ACTORS, settings=settings),
+        "onnx": lambda: peers.beside_onnx(load(), texts(), images(), out),
+        "timm": lambda: peers.beside_timm(load(), images()),
+        "sentence-transformers": lambda: peers.beside_sentence_transformers(texts(), images(), out / "clip"),
     }
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"--sizes takes whole numbers from 1, as 10000,100000, not {text!r}")
+    return sizes
 
 
 def _on_one_ray(part: Callable[[Sequence[str]], Iterator[Row]], settings: Sequence[str]) -> Iterator[Row]:
@@ -109,13 +151,6 @@ def _on_one_ray(part: Callable[[Sequence[str]], Iterator[Row]], settings: Sequen
         yield from part([*settings, "ray.address=auto"])
     finally:
         ray.shutdown()
-
-
-def _mixed(catalog: str) -> list[str]:
-    """Texts of mixed lengths: titles and descriptions of the catalog as they are."""
-    from jobs.bench.runs import read_inputs
-
-    return list(read_inputs(catalog, limit=_TEXTS).texts)
 
 
 def _model(arguments: argparse.Namespace) -> str:
@@ -133,10 +168,16 @@ def _model(arguments: argparse.Namespace) -> str:
 def _catalog(arguments: argparse.Namespace) -> str:
     if arguments.catalog:
         return str(arguments.catalog)
+    return _drawn(arguments.out, _PRODUCTS)
+
+
+def _drawn(out: Path, products: int) -> str:
+    """A drawn catalog of so many products, drawn once."""
     from jobs.demo import draw
 
-    draw(arguments.out / "catalog", products=300, seed=0)
-    return str(arguments.out / "catalog")
+    folder = out / f"catalog-of-{products}"
+    draw(folder, products=products, seed=0)
+    return str(folder)
 
 
 def _machine() -> dict[str, str]:

@@ -18,13 +18,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.cli import JobParser, add_log_level, positive, run_and_tell
+
+if TYPE_CHECKING:
+    from pipeline.model.image_tower import ImageConfig
+    from pipeline.model.text_tower import TextConfig
 
 Vectors = npt.NDArray[np.float32]
 
@@ -191,8 +195,8 @@ def write_db(db: str, columns: Mapping[str, Vectors], model: Path, seed: int) ->
     insert_row(store, release)
 
 
-def write_model(folder: Path, seed: int) -> None:
-    """A model folder of the published size with seeded weights, and the demo model's tokenizer."""
+def write_model(folder: Path, seed: int, text: TextConfig | None = None, image: ImageConfig | None = None) -> None:
+    """A model folder with seeded weights, by default of the published size, and the demo model's tokenizer."""
     import torch
     from tokenizers import Tokenizer
 
@@ -202,7 +206,7 @@ def write_model(folder: Path, seed: int) -> None:
     from pipeline.model.text_tower import TextConfig
 
     torch.manual_seed(seed)
-    text, image = TextConfig(), ImageConfig()
+    text, image = text or TextConfig(), image or ImageConfig()
     demo = Path(pipeline.model.__file__).parent / "demo"
     pair = Pair(text, image, Recipe.first_scale)
     write_folder(folder, pair, text, image, Tokenizer.from_file(str(demo / "tokenizer.json")))
@@ -247,26 +251,38 @@ def _filters(searcher: Any, columns: Mapping[str, Vectors], asked: Vectors) -> d
     return told
 
 
-def _against_lancedb(db: str, searcher: Any, vectors: Vectors, asked: Vectors) -> dict[str, Any]:
-    """A search beside LanceDB's bare call that returns the same columns, and beside a scan of all vectors in memory."""
+def bare_search(db: str, searcher: Any) -> Callable[[Vectors], object]:
+    """LanceDB's own call for the ten nearest by average, with the columns, probes and refinement of a search."""
     import lancedb
 
     table = lancedb.connect(db).open_table("products")
     table.checkout(searcher.release.versions["products"])
     index = searcher.release.index["avg"]
-    columns = [*searcher.search(asked[0], k=1)[0].fields, "product_id", "_distance"]
+    columns = [*searcher.search(np.ones(_DIM, np.float32), k=1)[0].fields, "product_id", "_distance"]
 
-    def bare(query: Vectors) -> None:
+    def bare(query: Vectors) -> object:
         search = table.search(query, vector_column_name="avg_vector").distance_type("cosine")
         if index["kind"] != "exact":
             search = search.nprobes(index["probes"]).refine_factor(index["refine"])
-        search.select(columns).limit(10).to_list()
+        return search.select(columns).limit(10).to_list()
 
-    def scan(query: Vectors) -> None:
+    return bare
+
+
+def scan_of(vectors: Vectors) -> Callable[[Vectors], object]:
+    """The ten nearest by one product of all vectors in memory."""
+
+    def scan(query: Vectors) -> object:
         scores = vectors @ query
         best = np.argpartition(-scores, 10)[:10]
-        best[np.argsort(-scores[best])]
+        return best[np.argsort(-scores[best])]
 
+    return scan
+
+
+def _against_lancedb(db: str, searcher: Any, vectors: Vectors, asked: Vectors) -> dict[str, Any]:
+    """A search beside LanceDB's bare call that returns the same columns, and beside a scan of all vectors in memory."""
+    bare, scan = bare_search(db, searcher), scan_of(vectors)
     times = _in_turns({"search": searcher.search, "lancedb": bare, "numpy": scan}, asked)
     told: dict[str, Any] = {f"{name} k=10: p50, p99 ms": _told(spent) for name, spent in times.items()}
     told["search / lancedb, p50"] = round(statistics.median(times["search"]) / statistics.median(times["lancedb"]), 3)

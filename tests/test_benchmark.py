@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from small_catalog import items, write_products
 
 from jobs import benchmark
-from jobs.bench import limits, runs, towers, writes
+from jobs.bench import limits, peers, queries, runs, scaling, towers, writes
 from jobs.bench.timing import Row, Timed, in_turns
+from pipeline.errors import MissingExtra
 from pipeline.model import load_model
 from pipeline.model.image_tower import ImageConfig
 from pipeline.model.text_tower import TextConfig
@@ -55,14 +57,27 @@ def test_the_plain_loop_computes_what_the_towers_do(model):
 
 def test_towers_that_do_not_agree_are_not_compared(model):
     with pytest.raises(RuntimeError, match="other vectors"):
-        towers._agree(model.embed_texts(["red"]), -model.embed_texts(["red"]))
+        towers.agree(model.embed_texts(["red"]), -model.embed_texts(["red"]))
 
 
-def test_towers_as_a_share_of_the_limit(model):
-    rows = list(towers.towers({"float32": model}, TEXTS, {"float32": 100.0}))
+def test_towers_as_a_share_of_the_limit(model, monkeypatch):
+    called = []
+
+    def two_seconds_each_and_one_for_the_product(calls, **_):
+        for name, call in calls.items():
+            call()
+            called.append(name)
+        return Timed({name: (1.0 if "matrix" in name else 2.0,) * 3 for name in calls})
+
+    monkeypatch.setattr(towers, "in_turns", two_seconds_each_and_one_for_the_product)
+    rows = list(towers.towers({"float32": model}, TEXTS))
     assert [row.what.split(",")[0] for row in rows] == ["image tower"] * 3 + ["text tower"]
-    image = rows[0]
-    assert image.ratio == pytest.approx(image.rate * towers.image_flops(model.image_tower.config) / 1e9 / 100.0)
+    assert [name for name in called if "matrix" in name] == ["this machine's matrix product"] * 2
+    _, product_gflop = limits.matrix_product("cpu", "float32")  # in its one second
+    for row in rows[:3]:
+        assert row.ratio == pytest.approx(row.rate * towers.image_flops(model.image_tower.config) / 1e9 / product_gflop)
+    tokens = sum(towers.text_flops(model.text_tower.config, len(ids)) for ids in model.tokenize(TEXTS).ids)
+    assert rows[3].ratio == pytest.approx(tokens / 2.0 / 1e9 / product_gflop)
 
 
 def test_inputs_are_those_of_the_catalog(tmp_path, model):
@@ -70,6 +85,11 @@ def test_inputs_are_those_of_the_catalog(tmp_path, model):
     inputs = runs.read_inputs(str(tmp_path))
     assert (len(inputs.texts), len(inputs.images)) == (9, 18)
     assert len(runs.read_inputs(str(tmp_path), limit=4).texts) == 4
+    mixed = runs.mixed_texts(str(tmp_path), 8)
+    assert sorted(len(text) for text in mixed) != [len(text) for text in mixed]  # in no order of lengths
+    whole = set(inputs.texts)
+    assert [sum(text in whole for text in mixed), len(mixed)] == [4, 8]
+    assert all(any(text in one for one in whole) for text in mixed)  # the others are titles
     ours, library = runs.decoding(model, [*inputs.images, b"no image"])
     assert ours.beside == library.what == "the decoder alone"
     assert ours.ratio < 1.0  # it does the same, and more
@@ -82,6 +102,74 @@ def test_what_is_written_is_read_back_alike_by_all(tmp_path):
     table = writes.drawn(5, 8)
     assert table["text_vector"].null_count == 0
     assert table.num_rows == 5
+
+
+def test_an_embedder_beside_its_towers(tmp_path, tiny_model):
+    write_products(tmp_path / "catalog", [items(8), items(8, seed=1)])
+    ours, towers_alone = runs.embedder_beside_towers(str(tmp_path / "catalog"), tiny_model, tmp_path, rows=5)
+    assert (ours.what, ours.beside) == ("embedder, 15 inputs to a staged file", towers_alone.what)
+    assert [path.name for path in tmp_path.iterdir()] == ["catalog"]
+
+
+def test_searches_beside_lancedb_and_a_scan(tmp_path, tiny_model):
+    rows = list(queries.queries(tmp_path, Path(tiny_model), products=600, count=5))
+    assert [row.what for row in rows[::2]] == ["search, 600 products, k=10"] * 2 + ["diversified search"]
+    assert all(row.rate > 0 for row in rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch):
+    def absent(name):
+        raise ImportError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(peers.importlib, "import_module", absent)
+    with pytest.raises(MissingExtra, match=r"the peer timm is not installed \(timm\): pip install 'twotower\[peers\]'"):
+        peers._peer("timm")
+
+
+def test_onnx_runtime_computes_what_the_towers_do(model, tmp_path):
+    for name in ("onnxruntime", "onnx", "onnxscript"):
+        pytest.importorskip(name)
+    rows = list(peers.beside_onnx(model, TEXTS, [limits.photo(64, seed) for seed in range(3)], tmp_path))
+    besides = ["ONNX Runtime", "ONNX Runtime, sorted by length", "ONNX Runtime"]
+    assert [row.beside for row in rows if row.beside] == besides
+
+
+def test_timm_computes_what_the_image_tower_does(model):
+    peers._whole_torchvision()
+    pytest.importorskip("timm")
+    rows = list(peers.beside_timm(model, [limits.photo(64, seed) for seed in range(3)]))
+    assert [row.beside for row in rows if row.beside] == ["timm, batch 8", "timm, batch 32"]
+
+
+def test_sentence_transformers_computes_what_our_loader_does(tmp_path, monkeypatch):
+    peers._whole_torchvision()
+    pytest.importorskip("sentence_transformers")
+    monkeypatch.setattr(peers, "_LAYERS", 1)
+    rows = list(peers.beside_sentence_transformers(TEXTS, [limits.photo(300, seed) for seed in range(3)], tmp_path))
+    assert [row.beside for row in rows if row.beside] == ["sentence-transformers"] * 2
+
+
+@pytest.mark.ray
+def test_fixed_cost_of_ten_products(tmp_path, tiny_model, ray_session):
+    write_products(tmp_path / "catalog", [items(12)])
+    settings = ["ray.address=auto", "pool.gpus_per_actor=0"]
+    whole, start = runs.fixed_cost(str(tmp_path / "catalog"), tiny_model, tmp_path, settings=settings, turns=1)
+    assert (whole.unit, start.unit) == ("s", "s")
+    assert start.rate < whole.rate
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_what_a_product_costs_by_products_and_by_actors(tmp_path):
+    rows = list(scaling.by_products(tmp_path, [20, 40], turns=1))
+    assert [row.beside for row in rows] == ["20 products"] * 4
+    assert rows[0].ratio == 1.0
+    assert rows[1].ratio == pytest.approx(rows[1].rate / rows[0].rate)  # products a second, so cost the other way
+    assert 100 < rows[2].rate < 10_000  # MB of a driver and an actor with torch
+    rows = list(scaling.by_actors(tmp_path, 20, [1, 2], turns=1))
+    assert [row.what for row in rows] == [f"backfill of 20 products, actors: {n}" for n in (1, 2)]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
 @pytest.mark.ray

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from jobs.bench.timing import TURNS, Row, Timed, in_turns
 
 if TYPE_CHECKING:
     from pipeline.model.model import Model
+    from pipeline.records import Product
 
 log = logging.getLogger("jobs.benchmark")
 
@@ -34,24 +37,39 @@ class Inputs:
 
 def read_inputs(catalog_uri: str, *, limit: int | None = None) -> Inputs:
     """The distinct texts and images of a catalog's first products, those that cannot be decoded included."""
+    texts: dict[str, None] = {}
+    images: dict[bytes, None] = {}
+    for product in islice(_products(catalog_uri), limit):
+        if product.text:
+            texts[product.text] = None
+        images |= {image.data: None for image in product.images if isinstance(image.data, bytes)}
+    return Inputs(list(texts), list(images))
+
+
+def mixed_texts(catalog_uri: str, count: int) -> list[str]:
+    """Texts of mixed lengths, as of a shop where half of the products have no description yet.
+
+    The first texts of the catalog that differ, every second one cut to its title, in an order drawn with seed 0.
+    """
+    found: dict[str, None] = {}
+    for number, product in enumerate(_products(catalog_uri)):
+        if text := (product.metadata.get("title") if number % 2 else product.text):
+            found[str(text)] = None
+        if len(found) == count:
+            break
+    texts = list(found)
+    return [texts[at] for at in np.random.default_rng(0).permutation(len(texts))]
+
+
+def _products(catalog_uri: str) -> Iterator[Product]:
     from pipeline.catalog.partitions import open_catalog
     from pipeline.catalog.products import RowPlan, read_products
     from pipeline.config import CatalogConfig, ColumnsConfig
 
     catalog = open_catalog(catalog_uri, CatalogConfig(), ColumnsConfig())
-    texts: dict[str, None] = {}
-    images: dict[bytes, None] = {}
-    count = 0
     for partition in catalog.partitions:
         for products, _ in read_products(catalog, partition, RowPlan()):
-            for product in products:
-                if limit is not None and count >= limit:
-                    return Inputs(list(texts), list(images))
-                count += 1
-                if product.text:
-                    texts[product.text] = None
-                images |= {image.data: None for image in product.images if isinstance(image.data, bytes)}
-    return Inputs(list(texts), list(images))
+            yield from products
 
 
 def decoding(model: Model, images: Sequence[bytes]) -> Iterator[Row]:
@@ -99,25 +117,13 @@ def backfill_beside_towers(
         settings: of the backfill.
         turns: how often each runs.
     """
-    from pipeline.errors import ImageRejected
     from pipeline.model import load_model
 
-    inputs = read_inputs(catalog, limit=limit)
-    model = load_model(model_name)
-    tokens = model.tokenize(inputs.texts)
-    crops = []
-    for data in inputs.images:
-        try:
-            crops.append(model.prepare_image(data).crop)
-        except ImageRejected:
-            continue
-    stacked, count = np.stack(crops), len(crops) + len(inputs.texts)
-    model.embed_crops(stacked[:16])
+    count, towers = _towers_alone(load_model(model_name), read_inputs(catalog, limit=limit))
     seconds: dict[str, list[float]] = {"whole backfill": [], "towers alone": []}
     for turn in range(turns):
         begun = time.perf_counter()
-        model.embed_tokens(tokens)
-        model.embed_crops(stacked)
+        towers()
         seconds["towers alone"].append(time.perf_counter() - begun)
         told = _backfill(catalog, model_name, folder / f"backfill-{turn}", limit=limit, settings=settings)
         stages = told["run_seconds"]
@@ -129,6 +135,59 @@ def backfill_beside_towers(
     what = f"whole backfill, {count:,} inputs"
     yield timed.row("backfill", "whole backfill", count, "inputs/s", beside="towers alone", aim=0.92, what=what)
     yield timed.row("backfill", "towers alone", count, "inputs/s")
+
+
+def embedder_beside_towers(catalog: str, model_name: str, folder: Path, *, rows: int) -> Iterator[Row]:
+    """One actor's work in this process, a staged file from the catalog's first rows, in turns with the towers alone.
+
+    Args:
+        catalog: whose first partition's rows are embedded.
+        model_name: of both.
+        folder: for the staged file, which is removed.
+        rows: how many.
+    """
+    import torch
+
+    from pipeline.catalog.partitions import open_catalog
+    from pipeline.catalog.products import RowPlan
+    from pipeline.config import CatalogConfig, ColumnsConfig
+    from pipeline.run.embed import Embedder, EmbedSettings
+    from pipeline.run.partition import Work, stage_partition
+    from pipeline.run.schedule import Unit
+
+    opened = open_catalog(catalog, CatalogConfig(), ColumnsConfig())
+    partition = opened.partitions[0]
+    rows = min(rows, partition.rows)
+    embedder = Embedder(EmbedSettings(model_name, decode_threads=torch.get_num_threads()), opened.root)
+    count, towers = _towers_alone(embedder.model, read_inputs(catalog, limit=rows))
+    staged = folder / "staged"
+    work = Work(partition, RowPlan(), Unit(partition.name, 0, rows), str(staged))
+    calls = {"towers alone": towers, "embedder": lambda: stage_partition(embedder, opened, work)}
+    timed = in_turns(calls)
+    staged.unlink()
+    what = f"embedder, {count:,} inputs to a staged file"
+    yield timed.row("embedder", "embedder", count, "inputs/s", beside="towers alone", what=what)
+    yield timed.row("embedder", "towers alone", count, "inputs/s")
+
+
+def _towers_alone(model: Model, inputs: Inputs) -> tuple[int, Callable[[], object]]:
+    """How many of the inputs can be read, and a call that embeds those, decoded and tokenised beforehand."""
+    tokens, crops = model.tokenize(inputs.texts), good_crops(model, inputs.images)
+    model.embed_crops(crops[:16])
+    return len(crops) + len(inputs.texts), lambda: (model.embed_tokens(tokens), model.embed_crops(crops))
+
+
+def good_crops(model: Model, images: Sequence[bytes]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Those of the images that can be read, decoded and cropped: uint8 (B, size, size, 3)."""
+    from pipeline.errors import ImageRejected
+
+    crops = [np.zeros((0, model.recipe.size, model.recipe.size, 3), np.uint8)]
+    for data in images:
+        try:
+            crops.append(model.prepare_image(data).crop[None])
+        except ImageRejected:
+            continue
+    return np.concatenate(crops)
 
 
 def backfill_beside_ray_data(
@@ -161,15 +220,19 @@ def backfill_beside_ray_data(
     yield timed.row("peers", "Ray Data", count, "inputs/s")
 
 
-def fixed_cost(catalog: str, model_name: str, folder: Path, *, settings: Sequence[str] = ()) -> Iterator[Row]:
-    """Seconds of a backfill of ten products, on a Ray that runs already."""
-    seconds = []
-    for turn in range(TURNS):
+def fixed_cost(
+    catalog: str, model_name: str, folder: Path, *, settings: Sequence[str] = (), turns: int = TURNS
+) -> Iterator[Row]:
+    """Seconds of a whole backfill of ten products on a Ray that runs already, and of the start of its actor."""
+    seconds, starts = [], []
+    for turn in range(turns + 1):
         begun = time.perf_counter()
-        _backfill(catalog, model_name, folder / f"fixed-{turn}", limit=10, settings=settings)
-        seconds.append(time.perf_counter() - begun)
-    timed = Timed({"backfill of 10 products": tuple(seconds)})
-    yield timed.row("backfill", "backfill of 10 products", 1, "runs/s")
+        told = _backfill(catalog, model_name, folder / f"fixed-{turn}", limit=10, settings=settings)
+        if turn:  # the first one imports what all use
+            seconds.append(time.perf_counter() - begun)
+            starts.append(told["usage"]["start_s"])
+    for what, found in (("backfill of 10 products, after ray.init", seconds), ("of it the actor's start", starts)):
+        yield Row("backfill", what, statistics.median(found), min(found), max(found), "s")
 
 
 def _backfill(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.bench.limits import matrix_product
 from jobs.bench.timing import Row, in_turns
 
 if TYPE_CHECKING:
@@ -34,52 +36,57 @@ def text_flops(config: TextConfig, tokens: int) -> float:
     return 2.0 * config.num_hidden_layers * layer
 
 
-def towers(models: Mapping[str, Model], texts: Sequence[str], gflops: Mapping[str, float]) -> Iterator[Row]:
-    """Both towers of each dtype.
+def towers(models: Mapping[str, Model], texts: Sequence[str]) -> Iterator[Row]:
+    """Both towers of each dtype, in turns with a matrix product of that dtype, as a share of its rate.
 
     Args:
         models: by dtype.
         texts: of mixed lengths.
-        gflops: the machine's matrix rate by dtype.
     """
     for dtype, model in models.items():
         if not hasattr(model.image_tower, "config"):
             return  # CLIP and SigLIP: their FLOPs are not counted here
-        yield from _image(model, dtype, gflops.get(dtype, 0.0))
-        yield from _text(model, texts, dtype, gflops.get(dtype, 0.0))
+        yield from _image(model, dtype)
+        yield from _text(model, texts, dtype)
 
 
-def _image(model: Model, dtype: str, limit: float) -> Iterator[Row]:
+def _image(model: Model, dtype: str) -> Iterator[Row]:
     size, count = model.recipe.size, _IMAGES[model.device.type]
     crops = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    flops = image_flops(_config(model.image_tower)) / 1e9
-    for batch in _BATCHES[model.device.type]:
+    flops = image_flops(config_of(model.image_tower)) / 1e9
 
-        def run(batch: int = batch) -> None:
-            for at in range(0, count, batch):
-                model.embed_crops(crops[at : at + batch])
+    def run(batch: int) -> None:
+        for at in range(0, count, batch):
+            model.embed_crops(crops[at : at + batch])
 
-        name = f"image tower, {dtype}, batch {batch}"
-        row = in_turns({name: run}).row("towers", name, count, "images/s")
-        yield _share(row, flops, limit)
+    batches = _BATCHES[model.device.type]
+    calls = {f"image tower, {dtype}, batch {batch}": lambda batch=batch: run(batch) for batch in batches}
+    yield from _shares(model, dtype, calls, count, "images/s", flops)
 
 
-def _text(model: Model, texts: Sequence[str], dtype: str, limit: float) -> Iterator[Row]:
+def _text(model: Model, texts: Sequence[str], dtype: str) -> Iterator[Row]:
     tokens = model.tokenize(texts)
-    config = _config(model.text_tower)
+    config = config_of(model.text_tower)
     flops = sum(text_flops(config, len(ids)) for ids in tokens.ids) / len(texts) / 1e9
     name = f"text tower, {dtype}, {np.mean([len(ids) for ids in tokens.ids]):.0f} tokens on average"
-    row = in_turns({name: lambda: model.embed_tokens(tokens)}).row("towers", name, len(texts), "texts/s")
-    yield _share(row, flops, limit)
+    yield from _shares(model, dtype, {name: lambda: model.embed_tokens(tokens)}, len(texts), "texts/s", flops)
 
 
-def _share(row: Row, flops: float, limit: float) -> Row:
-    from dataclasses import replace
+def _shares(
+    model: Model, dtype: str, calls: Mapping[str, Callable[[], object]], count: int, unit: str, gflop: float
+) -> Iterator[Row]:
+    """The rate of each call as a share of the matrix rate: `count` units of so many GFLOP each."""
+    product, product_gflop = matrix_product(model.device.type, dtype)
+    limit = "this machine's matrix product"
+    timed = in_turns({limit: product, **calls})
+    for name in calls:
+        row = timed.row("towers", name, count, unit, beside=limit)
+        # The turns' ratio is of times; per FLOP it is of rates.
+        yield replace(row, ratio=timed.ratio(name, limit) * count * gflop / product_gflop)
 
-    return replace(row, ratio=row.rate * flops / limit, beside="this machine's matrix product") if limit else row
 
-
-def _config(tower: Any) -> Any:
+def config_of(tower: Any) -> Any:
+    """The sizes of a tower, `TextConfig` or `ImageConfig`."""
     return tower.config
 
 
@@ -95,21 +102,17 @@ def plain_loop(model: Model, texts: Sequence[str], images: Sequence[bytes]) -> I
     from pipeline.model.text_tower import TextTower
 
     text, image = (
-        kind(_config(tower), attention="plain").eval()
+        kind(config_of(tower), attention="plain").eval()
         for kind, tower in ((TextTower, model.text_tower), (ImageTower, model.image_tower))
     )
     text.load_state_dict(model.text_tower.state_dict())
     image.load_state_dict(model.image_tower.state_dict())
     ids = model.tokenize(texts).ids
-    pad = model.text_tower.config.pad_token_id  # type: ignore[union-attr]
+    pad = config_of(model.text_tower).pad_token_id
 
     def plain_texts() -> np.ndarray[Any, Any]:
         found = []
-        for at in range(0, len(ids), PLAIN_BATCH):
-            rows = ids[at : at + PLAIN_BATCH]
-            padded = np.full((len(rows), max(map(len, rows))), pad, np.int64)
-            for row, own in zip(padded, rows, strict=True):
-                row[: len(own)] = own
+        for padded in padded_batches(ids, pad):
             with torch.no_grad():
                 found.append(torch.nn.functional.normalize(text(torch.from_numpy(padded))).numpy())
         return np.concatenate(found)
@@ -125,8 +128,8 @@ def plain_loop(model: Model, texts: Sequence[str], images: Sequence[bytes]) -> I
         return np.concatenate(found)
 
     tokens = model.tokenize(texts)
-    _agree(plain_texts(), model.embed_tokens(tokens))
-    _agree(plain_images(), model.embed_crops(crops))
+    agree(plain_texts(), model.embed_tokens(tokens))
+    agree(plain_images(), model.embed_crops(crops))
     timed = in_turns({"plain loop": plain_texts, "ours": lambda: model.embed_tokens(tokens)}, warm=False)
     yield timed.row("peers", "ours", len(texts), "texts/s", beside="plain loop", aim=2.0, what="text tower, float32")
     yield timed.row("peers", "plain loop", len(texts), "texts/s", what="plain loop, texts")
@@ -135,12 +138,27 @@ def plain_loop(model: Model, texts: Sequence[str], images: Sequence[bytes]) -> I
     yield timed.row("peers", "plain loop", len(crops), "images/s", what="plain loop, images")
 
 
-def _agree(plain: np.ndarray[Any, Any], ours: np.ndarray[Any, Any]) -> None:
+def padded_batches(ids: Sequence[Sequence[int]], pad: int) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
+    """Token ids in batches of 32 in their order, each int64 (B, T) padded to its longest text."""
+    for at in range(0, len(ids), PLAIN_BATCH):
+        rows = ids[at : at + PLAIN_BATCH]
+        padded = np.full((len(rows), max(map(len, rows))), pad, np.int64)
+        for row, own in zip(padded, rows, strict=True):
+            row[: len(own)] = own
+        yield padded
+
+
+def agree(theirs: np.ndarray[Any, Any], ours: np.ndarray[Any, Any], *, least: float = 0.9999) -> None:
     """See that both compute the same, or the comparison means nothing.
+
+    Args:
+        theirs: unit vectors (N, D).
+        ours: the same inputs'.
+        least: the lowest cosine of a pair.
 
     Raises:
         RuntimeError: they do not.
     """
-    worst = float((plain * ours).sum(axis=1).min())
-    if worst < 0.9999:
-        raise RuntimeError(f"the plain loop and the towers give other vectors: cosine {worst}")
+    worst = float((theirs * ours).sum(axis=1).min())
+    if not worst >= least:
+        raise RuntimeError(f"the peer and the towers give other vectors: cosine {worst}")

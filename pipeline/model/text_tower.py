@@ -176,7 +176,7 @@ class Attention(nn.Module):
         q, k, v = rows.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B, heads, T, head_dim)
         parts = [attend(q[:, :, start:end], k, v, block, self.kind) for start, end, block in mask.blocks()]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (B, heads, T, head_dim)
-        return y.transpose(1, 2).reshape(len(qkv), -1)  # (B T, D)
+        return y.transpose(1, 2).flatten(2).flatten(0, 1)  # (B T, D)
 
 
 class Block(nn.Module):
