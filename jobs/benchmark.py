@@ -115,10 +115,13 @@ def _parts(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Iterator[
         "limits": lambda: limits.limits(out, arguments.device, dtypes),
         "towers": lambda: towers.towers({d: load(d) for d in dtypes}, texts()),
         "decode": lambda: runs.decoding(load(), runs.read_inputs(catalog, limit=200).images),
-        "plain": lambda: towers.plain_loop(load(), texts(), images()),
+        "plain": lambda: towers.plain_loop({d: load(d) for d in ("float32", *dtypes)}, texts(), images()),
         "embedder": lambda: runs.embedder_beside_towers(catalog, model_name, out, rows=_EMBEDDER_ROWS),
-        "backfill": lambda: runs.backfill_beside_towers(
-            catalog, model_name, out, limit=arguments.limit, settings=settings
+        "backfill": lambda: _each(
+            dtypes,
+            lambda dtype: runs.backfill_beside_towers(
+                catalog, model_name, out, limit=arguments.limit, device=arguments.device, dtype=dtype, settings=settings
+            ),
         ),
         "fixed": lambda: on_ray(runs.fixed_cost, catalog),
         "raydata": lambda: on_ray(runs.backfill_beside_ray_data, larger()),
@@ -130,6 +133,11 @@ def _parts(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Iterator[
         "timm": lambda: peers.beside_timm(load(), images()),
         "sentence-transformers": lambda: peers.beside_sentence_transformers(texts(), images(), out / "clip"),
     }
+
+
+def _each(dtypes: Sequence[str], part: Callable[[str], Iterator[Row]]) -> Iterator[Row]:
+    for dtype in dtypes:
+        yield from part(dtype)
 
 
 def _sizes(text: str) -> list[int]:

@@ -223,6 +223,13 @@ def test_thumbnails():
     assert made is not None
     with Image.open(io.BytesIO(made)) as image:
         assert (image.format, image.size) == ("JPEG", (224, 168))
+    for size in ((240, 960), (960, 700), (100, 400)):  # made of what was scaled for a model of 224 pixels, but the last
+        image = draw("gradient").resize(size)
+        fresh, scaled = (PixelRecipe(px).prepare(encode(image), thumbnail=True).thumbnail for px in (8, 224))
+        pair = [np.asarray(Image.open(io.BytesIO(data or b""))).astype(int) for data in (fresh, scaled)]
+        assert pair[0].shape == pair[1].shape
+        assert max(pair[0].shape) == 224
+        assert np.abs(pair[0] - pair[1]).mean() < 2
     small = SHOP.prepare(encode(draw("noise")), thumbnail=True).thumbnail
     assert small is not None
     with Image.open(io.BytesIO(small)) as image:

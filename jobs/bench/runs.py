@@ -9,22 +9,25 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.bench.limits import SIDES, photo
 from jobs.bench.timing import TURNS, Row, Timed, in_turns
 
 if TYPE_CHECKING:
     from pipeline.model.model import Model
+    from pipeline.model.preprocess import PixelRecipe
     from pipeline.records import Product
 
 log = logging.getLogger("jobs.benchmark")
 
 _DECODED = 200  # images of the catalog, for the decoder alone
+_PHOTO_SIDES = 10_000  # of all drawn photos of a size together, in pixels
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,14 @@ def _products(catalog_uri: str) -> Iterator[Product]:
             yield from products
 
 
-def decoding(model: Model, images: Sequence[bytes]) -> Iterator[Row]:
-    """Decode and preprocess on one thread, beside the decoder's own rate on the same files."""
-    from PIL import Image
+def decoding(model: Model, images: Sequence[bytes], sides: Sequence[int] = SIDES) -> Iterator[Row]:
+    """Decode and preprocess on one thread, beside the decoder's own rate on the same files.
 
+    Args:
+        model: whose preprocessing it is.
+        images: of a catalog; those that cannot be read are left out.
+        sides: longest sides, in pixels, of drawn photographs, which are decoded with `jpeg_draft` too.
+    """
     from pipeline.errors import ImageRejected
 
     good = []
@@ -85,25 +92,46 @@ def decoding(model: Model, images: Sequence[bytes]) -> Iterator[Row]:
         except ImageRejected:
             continue
         good.append(data)
+    yield from _decoding(model.recipe, good, "the catalog's images", aim=0.7)
+    for side in sides:
+        photos = [photo(side, seed) for seed in range(max(1, _PHOTO_SIDES // side))]
+        yield from _decoding(model.recipe, photos, f"{side} px", is_drafted=True)
 
-    def ours() -> None:
-        for data in good:
-            model.prepare_image(data)
+
+def _decoding(
+    recipe: PixelRecipe, images: Sequence[bytes], of: str, *, aim: float | None = None, is_drafted: bool = False
+) -> Iterator[Row]:
+    from PIL import Image
 
     def library() -> None:
-        for data in good:
+        for data in images:
             Image.open(io.BytesIO(data)).convert("RGB").load()
 
-    timed = in_turns({"decode and preprocess": ours, "the decoder alone": library})
-    yield timed.row(
-        "decode", "decode and preprocess", len(good), "images/s", beside="the decoder alone", aim=0.7,
-        what="decode and preprocess, one core",
-    )  # fmt: skip
-    yield timed.row("decode", "the decoder alone", len(good), "images/s")
+    def prepare(recipe: PixelRecipe) -> None:
+        for data in images:
+            recipe.prepare(data)
+
+    plain, draft = f"decode and preprocess, {of}", f"decode and preprocess with jpeg_draft, {of}"
+    alone = "the decoder alone"
+    calls: dict[str, Callable[[], object]] = {alone: library, plain: lambda: prepare(recipe)}
+    if is_drafted:
+        calls[draft] = lambda: prepare(replace(recipe, jpeg_draft=True))
+    timed = in_turns(calls)
+    for name in tuple(calls)[1:]:
+        yield timed.row("decode", name, len(images), "images/s", beside=alone, aim=aim)
+    yield timed.row("decode", alone, len(images), "images/s", what=f"{alone}, {of}")
 
 
 def backfill_beside_towers(
-    catalog: str, model_name: str, folder: Path, *, limit: int | None, settings: Sequence[str] = (), turns: int = TURNS
+    catalog: str,
+    model_name: str,
+    folder: Path,
+    *,
+    limit: int | None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    settings: Sequence[str] = (),
+    turns: int = TURNS,
 ) -> Iterator[Row]:
     """Whole backfills, start-up aside, in turns with the towers alone on the same inputs, decoded beforehand.
 
@@ -114,12 +142,16 @@ def backfill_beside_towers(
         model_name: of both.
         folder: for the databases, which are removed.
         limit: only so many products.
+        device: of both.
+        dtype: of both.
         settings: of the backfill.
         turns: how often each runs.
     """
     from pipeline.model import load_model
 
-    count, towers = _towers_alone(load_model(model_name), read_inputs(catalog, limit=limit))
+    settings = [f"model.device={device}", f"model.dtype={dtype}", *settings]
+    inputs = read_inputs(catalog, limit=limit)
+    count, towers = _towers_alone(load_model(model_name, device=device, dtype=dtype), inputs)
     seconds: dict[str, list[float]] = {"whole backfill": [], "towers alone": []}
     for turn in range(turns):
         begun = time.perf_counter()
@@ -132,9 +164,9 @@ def backfill_beside_towers(
         log.info("turn %d: towers alone %.1f s, whole backfill %.1f s of %s inputs, stages %s", turn,
                  seconds["towers alone"][-1], spent, told["embedded"], stages)  # fmt: skip
     timed = Timed({name: tuple(found) for name, found in seconds.items()})
-    what = f"whole backfill, {count:,} inputs"
+    what = f"whole backfill, {count:,} inputs, {dtype}"
     yield timed.row("backfill", "whole backfill", count, "inputs/s", beside="towers alone", aim=0.92, what=what)
-    yield timed.row("backfill", "towers alone", count, "inputs/s")
+    yield timed.row("backfill", "towers alone", count, "inputs/s", what=f"towers alone, {dtype}")
 
 
 def embedder_beside_towers(catalog: str, model_name: str, folder: Path, *, rows: int) -> Iterator[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,52 +91,66 @@ def config_of(tower: Any) -> Any:
     return tower.config
 
 
-def plain_loop(model: Model, texts: Sequence[str], images: Sequence[bytes]) -> Iterator[Row]:
-    """Our towers beside what a good engineer writes in an hour, float32, on the same texts and images.
+def plain_loop(models: Mapping[str, Model], texts: Sequence[str], images: Sequence[bytes]) -> Iterator[Row]:
+    """Our towers beside what a good engineer writes in an hour, on the same texts and images.
 
-    The plain loop: one process, Pillow and a resize image by image, batches of 32 in the order of the catalog, texts
-    padded to the longest of their batch, attention in plain matrix products. The weights are the same.
+    The plain loop: one process, float32, batches of 32 in the order of the catalog, texts padded to the longest of
+    their batch, attention in plain matrix products. The weights are the same.
+
+    Args:
+        models: one model by dtype, float32 among them.
+        texts: of mixed lengths.
+        images: encoded, all of them readable.
     """
     import torch
 
     from pipeline.model.image_tower import ImageTower
     from pipeline.model.text_tower import TextTower
 
+    model = models["float32"]
     text, image = (
-        kind(config_of(tower), attention="plain").eval()
+        kind(config_of(tower), attention="plain").eval().to(model.device)
         for kind, tower in ((TextTower, model.text_tower), (ImageTower, model.image_tower))
     )
     text.load_state_dict(model.text_tower.state_dict())
     image.load_state_dict(model.image_tower.state_dict())
-    ids = model.tokenize(texts).ids
-    pad = config_of(model.text_tower).pad_token_id
+    tokens = model.tokenize(texts)
+    crops = np.stack([model.prepare_image(data).crop for data in images])
+    batches = list(padded_batches(tokens.ids, config_of(model.text_tower).pad_token_id))
+
+    def plain(tower: torch.nn.Module, inputs: Iterator[torch.Tensor]) -> np.ndarray[Any, Any]:
+        with torch.no_grad():
+            return np.concatenate([torch.nn.functional.normalize(tower(one)).cpu().numpy() for one in inputs])
 
     def plain_texts() -> np.ndarray[Any, Any]:
-        found = []
-        for padded in padded_batches(ids, pad):
-            with torch.no_grad():
-                found.append(torch.nn.functional.normalize(text(torch.from_numpy(padded))).numpy())
-        return np.concatenate(found)
-
-    crops = np.stack([model.prepare_image(data).crop for data in images])
+        return plain(text, (torch.from_numpy(batch).to(model.device) for batch in batches))
 
     def plain_images() -> np.ndarray[Any, Any]:
-        found = []
-        for at in range(0, len(crops), PLAIN_BATCH):
-            with torch.no_grad():
-                pixels = model.pixels(crops[at : at + PLAIN_BATCH])
-                found.append(torch.nn.functional.normalize(image(pixels)).numpy())
-        return np.concatenate(found)
+        step = PLAIN_BATCH
+        return plain(image, (model.pixels(crops[at : at + step]) for at in range(0, len(crops), step)))
 
-    tokens = model.tokenize(texts)
-    agree(plain_texts(), model.embed_tokens(tokens))
-    agree(plain_images(), model.embed_crops(crops))
-    timed = in_turns({"plain loop": plain_texts, "ours": lambda: model.embed_tokens(tokens)}, warm=False)
-    yield timed.row("peers", "ours", len(texts), "texts/s", beside="plain loop", aim=2.0, what="text tower, float32")
-    yield timed.row("peers", "plain loop", len(texts), "texts/s", what="plain loop, texts")
-    timed = in_turns({"plain loop": plain_images, "ours": lambda: model.embed_crops(crops)}, warm=False)
-    yield timed.row("peers", "ours", len(crops), "images/s", beside="plain loop", aim=1.08, what="image tower, float32")
-    yield timed.row("peers", "plain loop", len(crops), "images/s", what="plain loop, images")
+    yield from _beside_plain(plain_texts, {d: partial(m.embed_tokens, tokens) for d, m in models.items()}, "text",
+                             len(texts), {"float32": 2.0})  # fmt: skip
+    yield from _beside_plain(plain_images, {d: partial(m.embed_crops, crops) for d, m in models.items()}, "image",
+                             len(crops), {"float32": 1.08, "bfloat16": 3.3})  # fmt: skip
+
+
+def _beside_plain(
+    plain: Callable[[], np.ndarray[Any, Any]],
+    ours: Mapping[str, Callable[[], np.ndarray[Any, Any]]],
+    kind: str,
+    count: int,
+    aims: Mapping[str, float],
+) -> Iterator[Row]:
+    vectors = plain()
+    for dtype, embed in ours.items():
+        agree(vectors, embed(), least=0.9999 if dtype == "float32" else 0.99)
+    loop, unit = "plain loop, float32", f"{kind}s/s"
+    timed = in_turns({loop: plain, **ours}, warm=False)
+    for dtype in ours:
+        what = f"{kind} tower, {dtype}"
+        yield timed.row("peers", dtype, count, unit, beside=loop, aim=aims.get(dtype), what=what)
+    yield timed.row("peers", loop, count, unit, what=f"{loop}, {kind}s")
 
 
 def padded_batches(ids: Sequence[Sequence[int]], pad: int) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:

@@ -34,7 +34,9 @@ TOKEN_BUDGET = {"cpu": 2_048, "cuda": 65_536}
 """Tokens in one batch of texts, padding included."""
 
 IMAGE_BATCH = {"cpu": 8, "cuda": 256}
-"""Images in one batch."""
+"""Images of 224 pixels in one batch; as many more of smaller ones as have the same pixels."""
+
+_BATCH_SIDE_PX = 224
 
 
 class Tokenizer(Protocol):
@@ -192,7 +194,7 @@ class Model:
             float32 (B, D), unit L2 norm, rows in input order. A row whose numbers overflowed is NaN.
         """
         self._tower("image")
-        step = IMAGE_BATCH[self.device.type]
+        step = max(1, IMAGE_BATCH[self.device.type] * _BATCH_SIDE_PX**2 // self.recipe.size**2)
         forward = self._forward["image"]
         out = [self._run(forward, self.pixels(crops[at : at + step])) for at in range(0, len(crops), step)]
         return self._gather(out)

@@ -92,7 +92,8 @@ class Embedder:
 
         from pipeline.model import load_model
 
-        keep_freed_memory()
+        if settings.memory_bytes is None:
+            keep_freed_memory()
         if settings.torch_threads is not None:
             torch.set_num_threads(settings.torch_threads)
         self.model = load_model(

@@ -17,23 +17,28 @@ log = logging.getLogger(__name__)
 _SAID = ("out of memory", "out_of_memory", "low on memory", "can't allocate memory", "bad_alloc")
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Numbers of glibc's `mallopt`, from its malloc.h."""
 
 _KEPT_BYTES = 1 << 30
 _FROM_HEAP_BYTES = 32 << 20  # the most that glibc takes for its threshold on 64 bits
+_HEAP_BYTES = 64 << 20  # of each heap of a thread other than the first, on 64 bits
 
 
 def keep_freed_memory() -> None:
     """Have this process keep up to a gigabyte of what it frees, for as long as it lives.
 
     By default glibc gives every block of some megabytes back at once, and the next layer's tensors are faulted in anew,
-    page by page: a tenth of a tower's time on a CPU. Nothing is done where there is no glibc.
+    page by page: a tenth of a tower's time on a CPU. A thread other than the first, as an actor's methods run in,
+    allocates from heaps of 64 MB that are given back whole once they are empty, whatever the threshold: not where the
+    padding is as large as a heap. New heaps then count as data in full, though untouched, which is why an actor whose
+    memory is bounded is better off without all this. Nothing is done where there is no glibc.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(_MMAP_THRESHOLD, _FROM_HEAP_BYTES)
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_TOP_PAD, _HEAP_BYTES)
 
 
 def is_out_of_memory(said: BaseException | str) -> bool:
