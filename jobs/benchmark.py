@@ -88,7 +88,7 @@ def _measure(arguments: argparse.Namespace) -> Mapping[str, Any]:
 
 def _parts(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Iterator[Row]]]:
     """Each part by name; imported only as it runs, since peers may be missing."""
-    from jobs.bench import limits, peers, queries, runs, scaling, towers, writes
+    from jobs.bench import limits, peers, queries, ray_data, runs, scaling, towers, writes
     from pipeline.model import load_model
 
     out, dtypes = arguments.out, arguments.dtypes.split(",")
@@ -124,7 +124,7 @@ def _parts(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Iterator[
             ),
         ),
         "fixed": lambda: on_ray(runs.fixed_cost, catalog),
-        "raydata": lambda: on_ray(runs.backfill_beside_ray_data, larger()),
+        "raydata": lambda: on_ray(ray_data.backfill_beside_ray_data, larger()),
         "write": lambda: writes.writes(out, rows=_ROWS, dim=_DIM),
         "query": lambda: queries.queries(out, Path(model_name), products=_SEARCHED, count=_SEARCHES),
         "scaling": lambda: scaling.by_products(out, _sizes(arguments.sizes), settings=settings),

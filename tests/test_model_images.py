@@ -14,15 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
 
+from jobs.bench.limits import photo
 from pipeline.errors import ImageRejected, ModelError
 from pipeline.model.canary import draw
 from pipeline.model.images import read_rgb
 from pipeline.model.preprocess import PUBLISHED_MEAN, PUBLISHED_STD, PixelRecipe, read_recipe
+from pipeline.model.resize import resized
 from pipeline.records import ImageLimits, Reason
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -216,6 +218,34 @@ def test_draft_decodes_less_and_stays_near():
     assert (quick.width_px, quick.height_px) == (1600, 1200)
     assert read_rgb(photo, limits=ImageLimits(), draft_px=128).image.size == (200, 150)
     assert np.abs(whole.crop.astype(int) - quick.crop).mean() < 3
+
+
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(8, 300), height=st.integers(8, 300), resample=st.sampled_from([2, 3]), is_noise=st.booleans())
+def test_fast_resize_is_near_the_exact_one(width: int, height: int, resample: int, is_noise: bool):
+    assume(max(width, height) <= 20 * min(width, height))
+    if is_noise:
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        image = Image.fromarray(pixels)
+    else:
+        image = Image.open(io.BytesIO(photo(400))).resize((width, height))
+    exact, fast = (
+        PixelRecipe(64, resample=resample, resize=how).prepare(image).crop.astype(int) for how in ("exact", "fast")
+    )
+    off = np.abs(exact - fast)
+    assert off.mean() < 0.5
+    assert is_noise or off.max() <= 2  # noise overshoots: what is clipped between two passes depends on their precision
+
+
+def test_fast_resize_of_an_image_in_strips():
+    image = draw("gradient").resize((2500, 1700), Image.Resampling.BICUBIC)  # over 8 MB in Pillow
+    off = np.abs(np.asarray(resized(image, (224, 152), 3)).astype(int) - np.asarray(image.resize((224, 152), 3)))
+    assert off.max() <= 2
+
+
+def test_resize_is_part_of_the_settings_only_where_it_is_not_exact():
+    assert "resize" not in PixelRecipe(64).settings()
+    assert PixelRecipe(64, resize="fast").settings() == {**PixelRecipe(64).settings(), "resize": "fast"}
 
 
 def test_thumbnails():

@@ -1,4 +1,4 @@
-"""Decoding alone, and whole backfills beside the towers alone and beside Ray Data, on the same catalog and model."""
+"""Decoding alone, and an embedder and whole backfills beside the towers alone, on the same catalog and model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -157,7 +156,7 @@ def backfill_beside_towers(
         begun = time.perf_counter()
         towers()
         seconds["towers alone"].append(time.perf_counter() - begun)
-        told = _backfill(catalog, model_name, folder / f"backfill-{turn}", limit=limit, settings=settings)
+        told = whole_backfill(catalog, model_name, folder / f"backfill-{turn}", limit=limit, settings=settings)
         stages = told["run_seconds"]
         spent = told["usage"]["embedding_s"] + stages["reduce"] + stages["release"]
         seconds["whole backfill"].append(spent * count / max(1, told["embedded"]))
@@ -222,36 +221,6 @@ def good_crops(model: Model, images: Sequence[bytes]) -> np.ndarray[Any, np.dtyp
     return np.concatenate(crops)
 
 
-def backfill_beside_ray_data(
-    catalog: str, model_name: str, folder: Path, *, settings: Sequence[str] = (), turns: int = TURNS
-) -> Iterator[Row]:
-    """Whole runs, start-up of actors included, on one Ray: ours to released tables, Ray Data to Parquet files.
-
-    The other one is what Ray's own guide shows: read, decode in tasks, embed in an actor, write.
-
-    Args:
-        catalog: of both.
-        model_name: of both.
-        folder: for what is written, which is removed.
-        settings: of the backfill.
-        turns: how often each runs.
-    """
-    inputs = read_inputs(catalog)
-    count = len(inputs.texts) + len(inputs.images)
-    seconds: dict[str, list[float]] = {"ours": [], "Ray Data": []}
-    for turn in range(turns):
-        begun = time.perf_counter()
-        _ray_data(catalog, model_name, folder / f"ray-data-{turn}")
-        seconds["Ray Data"].append(time.perf_counter() - begun)
-        begun = time.perf_counter()
-        _backfill(catalog, model_name, folder / f"ours-{turn}", limit=None, settings=settings)
-        seconds["ours"].append(time.perf_counter() - begun)
-    timed = Timed({name: tuple(found) for name, found in seconds.items()})
-    what = f"whole backfill, {count:,} inputs, start-up included"
-    yield timed.row("peers", "ours", count, "inputs/s", beside="Ray Data", aim=2.0, what=what)
-    yield timed.row("peers", "Ray Data", count, "inputs/s")
-
-
 def fixed_cost(
     catalog: str, model_name: str, folder: Path, *, settings: Sequence[str] = (), turns: int = TURNS
 ) -> Iterator[Row]:
@@ -259,7 +228,7 @@ def fixed_cost(
     seconds, starts = [], []
     for turn in range(turns + 1):
         begun = time.perf_counter()
-        told = _backfill(catalog, model_name, folder / f"fixed-{turn}", limit=10, settings=settings)
+        told = whole_backfill(catalog, model_name, folder / f"fixed-{turn}", limit=10, settings=settings)
         if turn:  # the first one imports what all use
             seconds.append(time.perf_counter() - begun)
             starts.append(told["usage"]["start_s"])
@@ -267,9 +236,10 @@ def fixed_cost(
         yield Row("backfill", what, statistics.median(found), min(found), max(found), "s")
 
 
-def _backfill(
+def whole_backfill(
     catalog: str, model_name: str, db: Path, *, limit: int | None, settings: Sequence[str]
 ) -> Mapping[str, Any]:
+    """One run into a database that is removed, and its report."""
     from pipeline.config import load_config
     from pipeline.run.backfill import backfill
 
@@ -278,79 +248,3 @@ def _backfill(
     told = backfill(config, limit=limit)
     shutil.rmtree(db, ignore_errors=True)
     return told
-
-
-def _ray_data(catalog: str, model_name: str, out: Path) -> None:
-    """Ray Data from the same files to Parquet files of vectors."""
-    import ray.data
-
-    shutil.rmtree(out, ignore_errors=True)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    # Half a core each by Ray's count, or two actors on two cores leave none to read with, and the job waits for ever.
-    how: Any = {"compute": ray.data.ActorPoolStrategy(size=1), "num_cpus": 0.5}
-    products = ray.data.read_parquet(catalog, columns=["product_id", "title", "description", "images"])
-    decoded = products.map_batches(_Decode, fn_constructor_args=(model_name,), batch_size=64, **how)
-    embedded = decoded.map_batches(_Embed, fn_constructor_args=(model_name,), batch_size=64, **how)
-    embedded.write_parquet(str(out))
-    shutil.rmtree(out, ignore_errors=True)
-
-
-class _Decode:
-    """Images to crops, on threads."""
-
-    def __init__(self, model_name: str) -> None:
-        from pipeline.model import load_model
-
-        self._model = load_model(model_name, towers=("text",))  # for its preprocessing; no image tower is needed
-        self._threads = ThreadPoolExecutor(2)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = [[data for data in images if data] for images in batch["images"]]
-        crops = [
-            np.stack([c for c in self._threads.map(self._crop, row) if c is not None] or [self._none()]) for row in rows
-        ]
-        return {"product_id": batch["product_id"], "text": _texts(batch), "crops": _ragged(crops)}
-
-    def _crop(self, data: bytes) -> np.ndarray[Any, Any] | None:
-        from pipeline.errors import ImageRejected
-
-        try:
-            return self._model.prepare_image(data).crop
-        except ImageRejected:
-            return None
-
-    def _none(self) -> np.ndarray[Any, Any]:
-        size = self._model.recipe.size
-        return np.zeros((size, size, 3), np.uint8)
-
-
-class _Embed:
-    """Both towers, and the average of each product's vectors."""
-
-    def __init__(self, model_name: str) -> None:
-        from pipeline.model import load_model
-
-        self._model = load_model(model_name)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        texts = self._model.embed_texts([text or "-" for text in batch["text"]])
-        counts = [len(crops) for crops in batch["crops"]]
-        images = self._model.embed_crops(np.concatenate(list(batch["crops"])))
-        means = np.stack([part.mean(axis=0) for part in np.split(images, np.cumsum(counts)[:-1])])
-        return {
-            "product_id": batch["product_id"],
-            "text_vector": texts,
-            "image_vector": means,
-            "avg_vector": texts + means,
-        }
-
-
-def _texts(batch: dict[str, Any]) -> np.ndarray[Any, Any]:
-    pairs = zip(batch["title"], batch["description"], strict=True)
-    return np.array([". ".join(part for part in pair if part).strip() for pair in pairs], object)
-
-
-def _ragged(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    out = np.empty(len(arrays), object)
-    out[:] = list(arrays)
-    return out

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def describe(name: str, folder: Path, kind: Kind, options: ModelOptions, *, chec
     weights.check_tensors(folder / WEIGHTS, found, expected)
     _tokenizer(folder, config, options)
     tokenizer_config = weights.file_digest(folder / TOKENIZER_CONFIG)
-    settings = {**asdict(recipe), "max_tokens": options.max_tokens, "tokenizer_config": tokenizer_config}
+    settings = {**recipe.settings(), "max_tokens": options.max_tokens, "tokenizer_config": tokenizer_config}
     dim = config.projection_dim if kind == "clip" else config.vision_config.hidden_size
     return make_card(name, folder, kind, dim, options, settings, header, check_canary=check_canary)
 
@@ -254,6 +254,7 @@ def _recipe(folder: Path, kind: Kind, image_size: int, options: ModelOptions) ->
         resample=resample,
         style=options.preprocessing,
         jpeg_draft=options.jpeg_draft,
+        resize=options.resize,
     )
     mean = three_numbers(folder / PIXELS, values, "image_mean", recipe.mean)
     std = three_numbers(folder / PIXELS, values, "image_std", recipe.std)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import MissingExtra, ModelError
@@ -126,7 +126,13 @@ def read_jina(folder: Path, options: ModelOptions) -> JinaParts:
             f"{folder / CONFIG}: the towers have {text.hidden_size} and {image.width} dimensions and projection_dim is "
             f"{top.values.get('projection_dim')}; all three must be equal."
         )
-    recipe = read_recipe(folder / PIXELS, image.image_size, style=options.preprocessing, jpeg_draft=options.jpeg_draft)
+    recipe = read_recipe(
+        folder / PIXELS,
+        image.image_size,
+        style=options.preprocessing,
+        jpeg_draft=options.jpeg_draft,
+        resize=options.resize,
+    )
     tokenizer = TextTokenizer(
         folder / TOKENIZER,
         pad_token_id=text.pad_token_id,
@@ -150,6 +156,6 @@ def describe_jina(name: str, folder: Path, options: ModelOptions, parts: JinaPar
     header = weights.read_header(path)
     weights.check_tensors(path, {key: at for key, at in header.items() if not weights.is_rope_table(key)}, expected)
     weights.check_rope_tables(path, header, parts.image)
-    settings = {**asdict(parts.recipe), "max_tokens": options.max_tokens}
+    settings = {**parts.recipe.settings(), "max_tokens": options.max_tokens}
     dim = parts.text.hidden_size
     return make_card(name, folder, "jina-clip", dim, options, settings, header, check_canary=check_canary)

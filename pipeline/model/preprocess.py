@@ -1,13 +1,13 @@
-"""Images as the square uint8 crop that the image tower takes. Pillow and numpy, never torch."""
+"""Images as the square uint8 crop that the image tower takes. Pillow and numpy; torch only as it resizes."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,8 @@ from PIL import Image
 from pipeline.errors import ModelError
 from pipeline.model.images import Style, read_rgb
 from pipeline.records import ImageLimits
+
+Resize = Literal["exact", "fast"]
 
 PUBLISHED_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PUBLISHED_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -57,6 +59,7 @@ class PixelRecipe:
         resample: Pillow's filter number; 3 is bicubic, 2 bilinear.
         style: see `pipeline.model.images.read_rgb`.
         jpeg_draft: whether JPEG files are decoded at reduced size; faster for large photos, at a small cost in cosine.
+        resize: `exact` is Pillow's own, bit for bit; `fast` is `pipeline.model.resize`, a level off here and there.
     """
 
     size: int
@@ -67,6 +70,11 @@ class PixelRecipe:
     resample: int = int(Image.Resampling.BICUBIC)
     style: Style = "shop"
     jpeg_draft: bool = False
+    resize: Resize = "exact"
+
+    def settings(self) -> dict[str, object]:
+        """What decides which pixels come out, for the model's identity; the one of before `fast` stays as it was."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("resize", "exact")}
 
     def prepare(
         self, source: bytes | Image.Image, *, limits: ImageLimits | None = None, thumbnail: bool = False
@@ -85,16 +93,22 @@ class PixelRecipe:
 
     def _scaled(self, image: Image.Image) -> Image.Image:
         """The image with its short side, or where it is squashed both, at the model's size."""
-        resample = Image.Resampling(self.resample)
         if self.fit == "squash":
-            return image.resize((self.size, self.size), resample)
+            return self._resized(image, (self.size, self.size))
         width, height = image.size
         # The long side is cut to an integer, not rounded: torchvision's rule, and bit-exactness hangs on it.
         if width <= height:
             scaled = (self.size, int(self.size * height / width))
         else:
             scaled = (int(self.size * width / height), self.size)
-        return image if scaled == image.size else image.resize(scaled, resample)
+        return image if scaled == image.size else self._resized(image, scaled)
+
+    def _resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        if self.resize == "exact":
+            return image.resize(size, Image.Resampling(self.resample))
+        from pipeline.model.resize import resized
+
+        return resized(image, size, self.resample)
 
     def _centre(self, scaled: Image.Image) -> Image.Image:
         left, top = (self._offset(side) for side in scaled.size)
@@ -113,14 +127,15 @@ def _thumbnail(image: Image.Image, scaled: Image.Image) -> bytes:
         if THUMBNAIL_PX <= max(scaled.size) < max(image.size):
             image = scaled
         if image.size != size:
-            # As sharp as bicubic where an image shrinks, with half of its samples.
-            image = image.resize(size, Image.Resampling.HAMMING, reducing_gap=2.0)
+            from pipeline.model.resize import resized
+
+            image = resized(image, size, Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=THUMBNAIL_QUALITY)
     return out.getvalue()
 
 
-def read_recipe(path: Path, size: int, *, style: Style, jpeg_draft: bool) -> PixelRecipe:
+def read_recipe(path: Path, size: int, *, style: Style, jpeg_draft: bool, resize: Resize = "exact") -> PixelRecipe:
     """Read a jina-clip `preprocessor_config.json`.
 
     Args:
@@ -128,6 +143,7 @@ def read_recipe(path: Path, size: int, *, style: Style, jpeg_draft: bool) -> Pix
         size: the image tower's input size; the file must agree.
         style: `shop` or `published`.
         jpeg_draft: see `PixelRecipe`.
+        resize: see `PixelRecipe`.
 
     Raises:
         ModelError: unreadable, or asking for another resize, filter or size.
@@ -147,7 +163,7 @@ def read_recipe(path: Path, size: int, *, style: Style, jpeg_draft: bool) -> Pix
     mean, std = (three_numbers(path, values, key, at) for key, at in (("mean", PUBLISHED_MEAN), ("std", PUBLISHED_STD)))
     if min(std) <= 0:
         raise ModelError(f"{path}: std must be positive, not {std}.")
-    return PixelRecipe(size=size, mean=mean, std=std, style=style, jpeg_draft=jpeg_draft)
+    return PixelRecipe(size=size, mean=mean, std=std, style=style, jpeg_draft=jpeg_draft, resize=resize)
 
 
 def three_numbers(path: Path, values: dict[str, Any], key: str, default: Sequence[float]) -> tuple[float, float, float]:

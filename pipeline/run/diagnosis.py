@@ -148,6 +148,7 @@ def _decode(usage: Usage, config: Config) -> str:
         return f"{said}: fewer and larger Parquet files, or a larger catalog.partition_bytes, keep the threads fed"
     knobs = ["more vCPUs per GPU" if usage.gpus else "more cores", "pool.decode_threads"]
     knobs += [] if config.images.jpeg_draft else ["images.jpeg_draft=true (other vectors: all is embedded anew)"]
+    knobs += [] if config.images.resize == "fast" else ["images.resize=fast (likewise)"]
     return f"{said}: {_any([*knobs, 'smaller images'])} would help"
 
 
