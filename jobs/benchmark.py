@@ -203,18 +203,21 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def line_of(row: Row) -> str:
+def line_of(row: Row, what_width: int = 0, ratio_width: int = 0) -> str:
     """A row as text, its ratio first."""
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}x {row.beside}"
     aim = "" if row.aim is None else f" (aim {row.aim:g})"
-    return f"{row.what:<48}{ratio + aim:<44}{row.rate:>12,.1f} {row.unit:<11} {row.low:,.1f} to {row.high:,.1f}"
+    told = f"{row.what:<{what_width}}  {ratio + aim:<{ratio_width}}"
+    return f"{told}  {row.rate:>9,.1f} {row.unit}, {row.low:,.1f} to {row.high:,.1f}"
 
 
 def describe(result: Mapping[str, Any]) -> str:
     """The table."""
     machine = ", ".join(f"{name} {text}" for name, text in result["machine"].items())
-    rows = [line_of(Row(**row)) for row in result["rows"]]
-    return "\n".join([machine, f"medians of {result['turns']} turns", "", *rows, "", f"results: {result['out']}"])
+    rows = [Row(**row) for row in result["rows"]]
+    widths = max(len(row.what) for row in rows), max(len(row.beside) for row in rows) + len("0.00x  (aim 0.00)")
+    lines = [line_of(row, *widths) for row in rows]
+    return "\n".join([machine, f"medians of {result['turns']} turns", "", *lines, "", f"results: {result['out']}"])
 
 
 def _page(told: Mapping[str, Any], rows: Sequence[Row]) -> str:

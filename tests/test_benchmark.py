@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from small_catalog import items, write_products
 
 from jobs import benchmark
-from jobs.bench import limits, peers, queries, runs, scaling, towers, writes
+from jobs.bench import limits, peers, queries, ray_data, runs, scaling, towers, writes
 from jobs.bench.timing import Row, Timed, in_turns
 from pipeline.errors import MissingExtra
 from pipeline.model import load_model
@@ -95,12 +98,15 @@ def test_inputs_are_those_of_the_catalog(tmp_path, model):
 def test_decoding_beside_the_decoder(model):
     images = [limits.photo(64, seed) for seed in range(3)]
     rows = list(runs.decoding(model, [*images, b"no image"], sides=[100]))
-    ours, drafted = "decode and preprocess, ", "decode and preprocess with jpeg_draft, "
+    ours, more, fast = "decode and preprocess, ", "the same, and a thumbnail, ", ", images.resize=fast"
+    whose, drafted = "the catalog's images", f"{fast}, images.jpeg_draft=true"
     assert [row.what for row in rows] == [
-        f"{ours}the catalog's images", "the decoder alone, the catalog's images",
-        f"{ours}100 px", f"{drafted}100 px", "the decoder alone, 100 px",
+        f"{ours}{whose}", f"{more}{whose}", f"{ours}{whose}{fast}", f"{more}{whose}{fast}",
+        f"the decoder alone, {whose}",
+        f"{ours}100 px", f"{more}100 px", f"{ours}100 px{fast}", f"{more}100 px{fast}",
+        f"{ours}100 px{drafted}", f"{more}100 px{drafted}", "the decoder alone, 100 px",
     ]  # fmt: skip
-    assert [row.beside for row in rows if row.ratio] == ["the decoder alone"] * 3
+    assert {row.beside for row in rows if row.ratio} == {"the decoder alone"}
 
 
 def test_what_is_written_is_read_back_alike_by_all(tmp_path):
@@ -165,6 +171,27 @@ def test_fixed_cost_of_ten_products(tmp_path, tiny_model, ray_session):
     whole, start = runs.fixed_cost(str(tmp_path / "catalog"), tiny_model, tmp_path, settings=settings, turns=1)
     assert (whole.unit, start.unit) == ("s", "s")
     assert start.rate < whole.rate
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_data_gives_the_vectors_that_the_model_does(tmp_path, model, tiny_model, ray_session):
+    rows = items(5)
+    write_products(tmp_path / "catalog", [rows[:3], rows[3:]])
+    ray_data.write_tables(str(tmp_path / "catalog"), tiny_model, model.recipe, tmp_path / "out")
+    inputs = runs.read_inputs(str(tmp_path / "catalog"))
+    images = pq.read_table(tmp_path / "out" / "images")
+    found = dict(zip(images["sha256"].to_pylist(), images["vector"].to_pylist(), strict=True))
+    for data, vector in zip(inputs.images, model.embed_images(list(inputs.images)), strict=True):
+        assert np.allclose(found[hashlib.sha256(data).hexdigest()], vector, atol=1e-5)
+    assert images["thumbnail"].null_count == 0
+    products = pq.read_table(tmp_path / "out" / "products")
+    ray_data.write_vectors(str(tmp_path / "catalog"), tiny_model, model.recipe, tmp_path / "vectors")
+    alone = pq.read_table(tmp_path / "vectors")
+    texts = dict(zip(products["text"].to_pylist(), products["text_vector"].to_pylist(), strict=True))
+    assert texts.keys() == set(inputs.texts) == set(alone["text"].to_pylist())
+    for text, vector in zip(inputs.texts, model.embed_texts(list(inputs.texts)), strict=True):
+        assert np.allclose(texts[text], vector, atol=1e-5)
 
 
 @pytest.mark.slow

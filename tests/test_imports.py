@@ -90,6 +90,7 @@ def test_packages_are_empty_but_for_what_they_hand_out() -> None:
         ("pipeline.serve.app", ("torch", "ray", "lancedb", "PIL")),
         ("pipeline.catalog.partitions", ("torch", "ray", "PIL", "lance", "lancedb")),
         ("jobs.backfill", ("torch", "ray", "transformers", "lancedb", "pyarrow")),
+        ("pipeline.run.worker", ("torch", "lance", "lancedb", "pandas")),  # what an actor's start waits for
         ("jobs.import_table", ("torch", "ray", "lancedb", "pyarrow")),
         ("pipeline.catalog.importing", ("torch", "ray", "PIL", "lance", "lancedb")),
         ("jobs.rayjob", ("ray", "lance", "numpy", "pyarrow")),

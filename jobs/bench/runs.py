@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,32 +92,33 @@ def decoding(model: Model, images: Sequence[bytes], sides: Sequence[int] = SIDES
         except ImageRejected:
             continue
         good.append(data)
-    yield from _decoding(model.recipe, good, "the catalog's images", aim=0.7)
+    fast = replace(model.recipe, resize="fast")
+    ways = {"": model.recipe, ", images.resize=fast": fast}
+    yield from _decoding(ways, good, "the catalog's images")
+    ways[", images.resize=fast, images.jpeg_draft=true"] = replace(fast, jpeg_draft=True)
     for side in sides:
-        photos = [photo(side, seed) for seed in range(max(1, _PHOTO_SIDES // side))]
-        yield from _decoding(model.recipe, photos, f"{side} px", is_drafted=True)
+        yield from _decoding(ways, [photo(side, seed) for seed in range(max(1, _PHOTO_SIDES // side))], f"{side} px")
 
 
-def _decoding(
-    recipe: PixelRecipe, images: Sequence[bytes], of: str, *, aim: float | None = None, is_drafted: bool = False
-) -> Iterator[Row]:
+def _decoding(ways: Mapping[str, PixelRecipe], images: Sequence[bytes], of: str) -> Iterator[Row]:
     from PIL import Image
 
     def library() -> None:
         for data in images:
             Image.open(io.BytesIO(data)).convert("RGB").load()
 
-    def prepare(recipe: PixelRecipe) -> None:
+    def prepare(recipe: PixelRecipe, *, thumbnail: bool) -> None:
         for data in images:
-            recipe.prepare(data)
+            recipe.prepare(data, thumbnail=thumbnail)
 
-    plain, draft = f"decode and preprocess, {of}", f"decode and preprocess with jpeg_draft, {of}"
     alone = "the decoder alone"
-    calls: dict[str, Callable[[], object]] = {alone: library, plain: lambda: prepare(recipe)}
-    if is_drafted:
-        calls[draft] = lambda: prepare(replace(recipe, jpeg_draft=True))
+    calls: dict[str, Callable[[], object]] = {alone: library}
+    for way, recipe in ways.items():
+        calls[f"decode and preprocess, {of}{way}"] = partial(prepare, recipe, thumbnail=False)
+        calls[f"the same, and a thumbnail, {of}{way}"] = partial(prepare, recipe, thumbnail=True)
     timed = in_turns(calls)
     for name in tuple(calls)[1:]:
+        aim = 0.7 if name.startswith("decode") else None
         yield timed.row("decode", name, len(images), "images/s", beside=alone, aim=aim)
     yield timed.row("decode", alone, len(images), "images/s", what=f"{alone}, {of}")
 

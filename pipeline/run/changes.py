@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,10 @@ from pipeline.catalog.products import RowPlan, Rows
 from pipeline.run.rows import ROW_BITS, bools, by_partition, codes_of, place_of, row_keys, row_plans, row_schema, settle
 from pipeline.run.scan import read_scanned
 from pipeline.run.spill import Keys, Spill, bucket_count, key_hashes
-from pipeline.store.releases import Release
-from pipeline.store.tables import Database
+
+if TYPE_CHECKING:  # they bring Lance, which an actor need not wait for
+    from pipeline.store.releases import Release
+    from pipeline.store.tables import Database
 
 log = logging.getLogger(__name__)
 

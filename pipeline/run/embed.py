@@ -17,7 +17,6 @@ from pipeline.run.memory import FittingBatch, keep_freed_memory
 from pipeline.run.progress import Progress
 from pipeline.run.scan import TEXT_EMPTY, ImageLoader, fetch_threads, image_mark, text_sha256
 from pipeline.run.staging import EmbeddedInput
-from pipeline.store.tables import Database, vectors_by_sha256
 
 _NORM_TOLERANCE = 1e-3
 
@@ -234,6 +233,8 @@ class Embedder:
         """Take over vectors of the released tables for inputs that were not met yet."""
         if self._reuse is None:
             return
+        from pipeline.store.tables import Database, vectors_by_sha256  # they bring Lance, which takes a while
+
         for kind, table, version, column, fields in (
             ("text", "products", self._reuse.products_version, "text_sha256", ["text_vector"]),
             ("image", "images", self._reuse.images_version, "sha256", ["vector", "width_px", "height_px", "thumbnail"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,10 @@ from pipeline.catalog.partitions import READ_ERRORS, Catalog
 from pipeline.catalog.products import RowPlan, Rows, product_ids
 from pipeline.records import Reason
 from pipeline.run.spill import Spill, bucket_count, key_hashes
-from pipeline.store.releases import Release
-from pipeline.store.tables import Database
+
+if TYPE_CHECKING:  # they bring Lance, which an actor need not wait for
+    from pipeline.store.releases import Release
+    from pipeline.store.tables import Database
 
 COMPARED = ("title", "description", "broad_category", "fine_category")
 """What the rows of a product have to agree on, in the image shape."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,10 @@ from pipeline.run.changes import Changes, is_member
 from pipeline.run.rows import ROW_BITS, bools, by_partition, place_of
 from pipeline.run.scan import read_scanned
 from pipeline.run.spill import Keys, Spill, bucket_count, key_hashes
-from pipeline.store.releases import Release
-from pipeline.store.tables import Database
+
+if TYPE_CHECKING:  # they bring Lance, which an actor need not wait for
+    from pipeline.store.releases import Release
+    from pipeline.store.tables import Database
 
 KINDS = ("text", "image")
 _BATCH_ROWS = 65_536
