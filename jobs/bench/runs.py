@@ -137,6 +137,7 @@ def backfill_beside_towers(
     """Whole backfills, start-up aside, in turns with the towers alone on the same inputs, decoded beforehand.
 
     Both are rates of inputs. A backfill counts from its first batch to its release, index included where there is one.
+    It takes minutes, in which a shared machine drifts: the towers run before and after each, and their mean is compared.
 
     Args:
         catalog: of the backfill.
@@ -154,14 +155,21 @@ def backfill_beside_towers(
     inputs = read_inputs(catalog, limit=limit)
     count, towers = _towers_alone(load_model(model_name, device=device, dtype=dtype), inputs)
     seconds: dict[str, list[float]] = {"whole backfill": [], "towers alone": []}
-    for turn in range(turns):
+
+    def towers_s() -> float:
         begun = time.perf_counter()
         towers()
-        seconds["towers alone"].append(time.perf_counter() - begun)
+        return time.perf_counter() - begun
+
+    before = towers_s()
+    for turn in range(turns):
         told = whole_backfill(catalog, model_name, folder / f"backfill-{turn}", limit=limit, settings=settings)
         stages = told["run_seconds"]
         spent = told["usage"]["embedding_s"] + stages["reduce"] + stages["release"]
         seconds["whole backfill"].append(spent * count / max(1, told["embedded"]))
+        after = towers_s()
+        seconds["towers alone"].append((before + after) / 2)
+        before = after
         log.info("turn %d: towers alone %.1f s, whole backfill %.1f s of %s inputs, stages %s", turn,
                  seconds["towers alone"][-1], spent, told["embedded"], stages)  # fmt: skip
     timed = Timed({name: tuple(found) for name, found in seconds.items()})

@@ -129,7 +129,8 @@ def _thumbnail(image: Image.Image, scaled: Image.Image) -> bytes:
         if image.size != size:
             from pipeline.model.resize import resized
 
-            image = resized(image, size, Image.Resampling.BICUBIC)
+            factor = max(image.size) // (2 * THUMBNAIL_PX)  # first by whole pixels: cheap, and little memory
+            image = resized(image.reduce(factor) if factor > 1 else image, size, Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=THUMBNAIL_QUALITY)
     return out.getvalue()

@@ -43,5 +43,8 @@ def _pixels(image: Image.Image) -> Tensor:
     rows = max(1, _STRIP_BYTES // (4 * width))
     if height <= rows:
         return from_dlpack(pa.array(image).flatten()).view(1, height, width, 4)
-    strips = [image.crop((0, top, width, min(top + rows, height))) for top in range(0, height, rows)]
-    return torch.from_numpy(np.concatenate([pa.array(strip).flatten() for strip in strips])).view(1, height, width, 4)
+    pixels = np.empty((1, height, width, 4), np.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[0, top : top + rows] = pa.array(strip).flatten().to_numpy().reshape(strip.height, width, 4)
+    return torch.from_numpy(pixels)
