@@ -84,7 +84,7 @@ def _embedded(catalog: str, model_name: str, recipe: PixelRecipe, *, has_images:
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    products = ray.data.read_parquet(catalog, columns=["product_id", "title", "description", "images"])
+    products = ray.data.read_parquet(catalog).select_columns(["product_id", "title", "description", "images"])
     how = {"recipe": recipe, "has_images": has_images}
     decoded = products.map_batches(_decode, fn_kwargs=how, batch_size=_BATCH_ROWS)
     # Half a core by Ray's count: an actor and a task of one on two cores leave none to read with, and the job waits.

@@ -137,7 +137,7 @@ def backfill_beside_towers(
     """Whole backfills, start-up aside, in turns with the towers alone on the same inputs, decoded beforehand.
 
     Both are rates of inputs. A backfill counts from its first batch to its release, index included where there is one.
-    It takes minutes, in which a shared machine drifts: the towers run before and after each, and their mean is compared.
+    It takes minutes, in which a shared machine drifts: the towers run before and after each; their mean is compared.
 
     Args:
         catalog: of the backfill.
