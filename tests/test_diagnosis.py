@@ -59,6 +59,7 @@ def test_towers_that_wait_for_decoding() -> None:
         assert knob in found.sentence
     turned = said({"towers": 35, "decode": 390}, {"decoded": 60}, "images.jpeg_draft=true")
     assert "jpeg_draft" not in turned.sentence, "a setting that is turned is not named"
+    assert "images.resize=fast (other vectors: all is embedded anew)" in turned.sentence
 
 
 def test_decode_threads_that_are_not_fed() -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.bench.runs import read_inputs, whole_backfill
-from jobs.bench.timing import TURNS, Row, Timed
+from jobs.bench.timing import TURNS, Row, in_turns
 
 if TYPE_CHECKING:
     from pipeline.model.preprocess import PixelRecipe
@@ -46,20 +44,18 @@ def backfill_beside_ray_data(
     inputs, recipe = read_inputs(catalog), load_model(model_name).recipe
     count, out = len(inputs.texts) + len(inputs.images), folder / "ray-data"
     tables, vectors = "Ray Data, all that the tables hold", "Ray Data, vectors alone"
+
+    def theirs(write: Callable[[str, str, PixelRecipe, Path], None]) -> None:
+        write(catalog, model_name, recipe, out)
+        shutil.rmtree(out)
+
     calls: Mapping[str, Callable[[], object]] = {
-        vectors: lambda: write_vectors(catalog, model_name, recipe, out),
-        tables: lambda: write_tables(catalog, model_name, recipe, out),
+        vectors: lambda: theirs(write_vectors),
+        tables: lambda: theirs(write_tables),
         "ours": lambda: whole_backfill(catalog, model_name, folder / "ours", limit=None, settings=settings),
     }
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for _ in range(turns):
-        for name, call in calls.items():
-            shutil.rmtree(out, ignore_errors=True)
-            begun = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - begun)
     shutil.rmtree(out, ignore_errors=True)
-    timed = Timed({name: tuple(found) for name, found in seconds.items()})
+    timed = in_turns(calls, turns=turns, warm=False)
     what = f"whole backfill, {count:,} inputs, start-up included"
     yield timed.row("peers", "ours", count, "inputs/s", beside=tables, aim=2.0, what=what)
     yield timed.row("peers", "ours", count, "inputs/s", beside=vectors, what=what)

@@ -147,8 +147,8 @@ def _decode(usage: Usage, config: Config) -> str:
     if used < _FULL_THREADS * threads:
         return f"{said}: fewer and larger Parquet files, or a larger catalog.partition_bytes, keep the threads fed"
     knobs = ["more vCPUs per GPU" if usage.gpus else "more cores", "pool.decode_threads"]
-    knobs += [] if config.images.jpeg_draft else ["images.jpeg_draft=true (other vectors: all is embedded anew)"]
-    knobs += [] if config.images.resize == "fast" else ["images.resize=fast (likewise)"]
+    quicker = {"images.jpeg_draft=true": config.images.jpeg_draft, "images.resize=fast": config.images.resize == "fast"}
+    knobs += [f"{knob} (other vectors: all is embedded anew)" for knob, is_turned in quicker.items() if not is_turned]
     return f"{said}: {_any([*knobs, 'smaller images'])} would help"
 
 
