@@ -128,10 +128,11 @@ def _descendants(root: int) -> dict[int, str]:
     found = {root}
     while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
         found |= more
-    return {pid: line for pid in found - {root} if (line := _command_line(pid))}
+    return {pid: line for pid in found - {root} if (line := command_line(pid))}
 
 
-def _command_line(pid: int) -> str:
+def command_line(pid: int) -> str:
+    """Of a process; empty where it is gone, and for a zombie."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
@@ -140,5 +141,5 @@ def _command_line(pid: int) -> str:
 
 def _is_running(pid: int, name: str) -> bool:
     """Whether the process is there; a zombie, or another one that took its number, is not."""
-    now = _command_line(pid)  # empty for a zombie
+    now = command_line(pid)
     return bool(now) and ("ray" in now or now == name)
