@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ImageRejected, InputRejected, ModelError
 from pipeline.model.identity import DTYPES, ModelCard
+from pipeline.model.lanes import Lanes
 from pipeline.model.preprocess import PixelRecipe, PreparedImage
 from pipeline.model.text_tower import TextTower
 from pipeline.model.tokens import TokenBatch, pack
@@ -33,10 +34,11 @@ ImageSource = bytes | Image.Image | os.PathLike[str]
 TOKEN_BUDGET = {"cpu": 2_048, "cuda": 65_536}
 """Tokens in one batch of texts, padding included."""
 
-IMAGE_BATCH = {"cpu": 8, "cuda": 256}
+IMAGE_BATCH = {"cpu": 4, "cuda": 256}
 """Images of 224 pixels in one batch; as many more of smaller ones as have the same pixels."""
 
 _BATCH_SIDE_PX = 224
+_LEAST_SHARE = 4  # of a batch: what is less is not shared out further, since every batch has a price of its own
 
 
 class Tokenizer(Protocol):
@@ -57,9 +59,9 @@ class TextCounts:
 
 
 class Model:
-    """Two towers behind four methods. `prepare_image` and `tokenize` are safe on threads.
+    """Two towers behind four methods, all of them safe on threads.
 
-    Made by `load_model`.
+    Made by `load_model`. On a CPU, batches run beside each other, each on one core (`pipeline.model.lanes`).
 
     Attributes:
         card: who the model is.
@@ -91,7 +93,8 @@ class Model:
         self.recipe, self._limits = recipe, limits
         self._mean = torch.tensor(recipe.mean, device=device)[:, None, None]  # (3, 1, 1)
         self._std = torch.tensor(recipe.std, device=device)[:, None, None]
-        self._counts, self._counts_lock = TextCounts(), threading.Lock()
+        self._counts, self._lock = TextCounts(), threading.Lock()
+        self._lanes: Lanes | None = None
         self.n_batches = 0
 
     @property
@@ -172,32 +175,35 @@ class Model:
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         embed = grouped or (lambda groups: forward(groups[0]))
         budget = TOKEN_BUDGET[self.device.type]
-        out, n_cells = [], 0
+        if grouped:
+            budget = -(-sum(lengths) // self._shares("text", sum(lengths), budget))
+        batches = []
         for start, end in pack([lengths[index] for index in order], budget, is_padded=grouped is None):
             rows = [batch.ids[index] for index in order[start:end]]
-            groups = _by_length(rows) if grouped else [self._padded(rows)]
-            n_cells += sum(ids.numel() for ids in groups)
-            out.append(self._run(embed, groups))
-        self._count(batch, n_cells)
-        vectors = self._gather(out)
+            batches.append(_by_length(rows) if grouped else [self._padded(rows)])
+        vectors = self._gather(self._each("text", lambda groups: self._run(embed, groups), batches))
+        self._count(batch, sum(ids.numel() for groups in batches for ids in groups))
         in_order = np.empty_like(vectors)
         in_order[order] = vectors
         return in_order
 
-    def embed_crops(self, crops: np.ndarray[Any, np.dtype[np.uint8]]) -> FloatArray:
+    def embed_crops(self, crops: np.ndarray[Any, np.dtype[np.uint8]], *, batch: int | None = None) -> FloatArray:
         """Embed prepared images; they travel to the device as bytes and are normalised there, in float32.
 
         Args:
             crops: uint8 (B, size, size, 3).
+            batch: how many images at once; None: what suits the device.
 
         Returns:
             float32 (B, D), unit L2 norm, rows in input order. A row whose numbers overflowed is NaN.
         """
         self._tower("image")
-        step = max(1, IMAGE_BATCH[self.device.type] * _BATCH_SIDE_PX**2 // self.recipe.size**2)
         forward = self._forward["image"]
-        out = [self._run(forward, self.pixels(crops[at : at + step])) for at in range(0, len(crops), step)]
-        return self._gather(out)
+        if batch is None:
+            batch = max(1, IMAGE_BATCH[self.device.type] * _BATCH_SIDE_PX**2 // self.recipe.size**2)
+            batch = -(-len(crops) // self._shares("image", len(crops), batch)) or 1
+        parts = [crops[at : at + batch] for at in range(0, len(crops), batch)]
+        return self._gather(self._each("image", lambda part: self._run(forward, self.pixels(part)), parts))
 
     def pixels(self, crops: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
         """Normalise uint8 (B, H, W, 3) to (B, 3, H, W) in the model's dtype, on its device."""
@@ -210,7 +216,7 @@ class Model:
 
     def reset_counts(self) -> None:
         """Begin counting anew."""
-        with self._counts_lock:
+        with self._lock:
             self._counts = TextCounts()
 
     def replace_forward(self, kind: str, forward: Callable[[Tensor], Tensor]) -> None:
@@ -223,10 +229,28 @@ class Model:
             raise ModelError(f"{self.name} was loaded without its {kind} tower; name it in load_model's towers.")
         return tower
 
+    def _width(self, kind: str) -> int:
+        """How many batches run beside each other. A compiled tower has its number of threads built in."""
+        is_plain = self.device.type == "cpu" and self._forward[kind] is self._towers[kind]
+        return torch.get_num_threads() if is_plain else 1
+
+    def _shares(self, kind: str, total: int, most: int) -> int:
+        """In how many batches of at most `most` a total goes: a multiple of the lanes, unless they become too small."""
+        fewest, width = -(-total // most), self._width(kind)
+        return max(1, min(-(-fewest // width) * width, max(fewest, total * _LEAST_SHARE // most)))
+
+    def _each(self, kind: str, run: Callable[[T], Tensor], batches: Sequence[T]) -> list[Tensor]:
+        if len(batches) < 2 or self._width(kind) < 2:
+            return [run(batch) for batch in batches]
+        with self._lock:
+            self._lanes = self._lanes or Lanes()
+        return self._lanes.map(run, batches)
+
     def _run(self, forward: Callable[[T], Tensor], inputs: T) -> Tensor:
         with torch.inference_mode():
             vectors = forward(inputs).float()  # (B, D)
-            self.n_batches += 1
+            with self._lock:
+                self.n_batches += 1
             # A zero or overflowing vector becomes NaN, never a plausible row.
             return torch.div(vectors, vectors.norm(dim=1, keepdim=True))
 
@@ -247,7 +271,7 @@ class Model:
 
     def _count(self, batch: TokenBatch, n_cells: int) -> None:
         n_tokens = sum(map(len, batch.ids))
-        with self._counts_lock:
+        with self._lock:
             old = self._counts
             self._counts = TextCounts(
                 old.n_texts + len(batch),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,9 +14,12 @@ from pipeline.errors import InputRejected
 from pipeline.model.tokens import TokenBatch
 from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
 from pipeline.run.memory import FittingBatch, keep_freed_memory
-from pipeline.run.progress import Progress
+from pipeline.run.progress import Busy, Progress
 from pipeline.run.scan import TEXT_EMPTY, ImageLoader, fetch_threads, image_mark, text_sha256
 from pipeline.run.staging import EmbeddedInput
+
+if TYPE_CHECKING:
+    from pipeline.model.preprocess import PreparedImage
 
 _NORM_TOLERANCE = 1e-3
 
@@ -58,9 +61,26 @@ class Pending:
     ordinal: int | None
     sha256: str | None
     text: str | None = None
-    decoded: Future[Any] | None = None
+    decoded: Future[PreparedImage] | None = None
     rejection: InputRejected | None = None
     mark: tuple[int | None, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A tower at work: inputs, of images what they were decoded to, and vectors float32 (B, D) to come."""
+
+    items: Sequence[Pending]
+    images: Sequence[PreparedImage | None]
+    vectors: Future[np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A batch that the towers have been given."""
+
+    pending: Sequence[Pending]
+    calls: Sequence[_Call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +133,12 @@ class Embedder:
         self._known: dict[tuple[str, str], _Known] = {}
         self._begun: set[tuple[str, str]] = set()
         self._fitting = {kind: FittingBatch(kind) for kind in ("text", "image")}
+        # Two batches of products are begun at once, each with texts and images, so that there is always one to go on
+        # with. Where the towers' batches do not run beside each other, calls follow each other.
+        calls = 4 if settings.device == "cpu" and not settings.compile and torch.get_num_threads() > 1 else 1
+        self._towers = ThreadPoolExecutor(calls, thread_name_prefix="towers")
+        self._calls: set[Future[Any]] = set()
+        self.busy = Busy(lambda seconds: self.progress.spend("towers", seconds))
 
     def embed(self, products: Sequence[Product]) -> tuple[list[EmbeddedInput], list[Rejected]]:
         """Every text and image of the products, each either embedded or rejected.
@@ -120,10 +146,15 @@ class Embedder:
         Returns:
             Inputs with their float32 (D,) unit vectors, and rejects, in the products' order within each list.
         """
-        return self.finish(self.prepare(products))
+        return self.finish(self.begin(self.prepare(products)))
 
     def forget(self) -> None:
-        """Forget the inputs seen so far: equal inputs are embedded once between two calls."""
+        """Forget the inputs seen so far: equal inputs are embedded once between two calls.
+
+        What was begun and never finished is waited for.
+        """
+        wait(self._calls)
+        self._calls.clear()
         self._known.clear()
         self._begun.clear()
 
@@ -179,9 +210,20 @@ class Embedder:
         if not shares_threads:
             self.progress.wait("fetch_idle", max(0.0, self.fetch_threads * wall_s - busy["fetch"]))
 
-    def finish(self, pending: Sequence[Pending]) -> tuple[list[EmbeddedInput], list[Rejected]]:
-        """Run both towers over what was begun, and give every input its vector or its rejection."""
-        fresh = self._embed_texts(pending) | self._embed_images(pending)
+    def begin(self, pending: Sequence[Pending]) -> Begun:
+        """Hand what was prepared to the towers once it is decoded; they work on it, and on one more, until `finish`."""
+        return Begun(pending, [call for call in (self._begin_texts(pending), self._begin_images(pending)) if call])
+
+    def finish(self, begun: Begun) -> tuple[list[EmbeddedInput], list[Rejected]]:
+        """Wait for the towers, and give every input its vector or its rejection; what was begun first comes first."""
+        pending, fresh = begun.pending, set()
+        for call in begun.calls:
+            vectors = call.vectors.result()
+            self._calls.discard(call.vectors)
+            for item, image, vector in zip(call.items, call.images, vectors, strict=True):
+                about = (image.width_px, image.height_px, image.thumbnail) if image else ()
+                self._known[item.kind, item.sha256 or ""] = _checked(vector, _Known(vector, *about))
+            fresh |= {id(item) for item in call.items}
         inputs: list[EmbeddedInput] = []
         rejects: list[Rejected] = []
         for item in pending:
@@ -250,29 +292,25 @@ class Embedder:
                 self._known[kind, sha256] = _Known(vector, **row)
                 self._begun.add((kind, sha256))
 
-    def _embed_texts(self, pending: Sequence[Pending]) -> set[int]:
-        """Embed the texts that are new; returns the ids of their items."""
+    def _begin_texts(self, pending: Sequence[Pending]) -> _Call | None:
+        """Have the texts embedded that are new."""
         items = [i for i in pending if i.kind == "text" and i.text is not None and i.rejection is None]
         if not items:
-            return set()
-        with self.progress.timed("tokenise"):
+            return None
+        with self.progress.timed("tokenise", self.busy):
             tokens = self.model.tokenize([str(item.text) for item in items])
             self.progress.truncated_texts += int(sum(tokens.truncated))
-        with self.progress.timed(
-            "towers"
-        ):  # a GPU works behind our back, but the call ends with its vectors on the CPU
-            vectors = self._fitting["text"].run(
-                len(tokens), lambda part: self.model.embed_tokens(TokenBatch(tokens.ids[part], tokens.truncated[part]))
-            )
-        for item, vector in zip(items, vectors, strict=True):
-            self._known["text", item.sha256 or ""] = _checked(vector, _Known(vector))
-        return {id(item) for item in items}
 
-    def _embed_images(self, pending: Sequence[Pending]) -> set[int]:
-        """Embed the images that are new; returns the ids of their items."""
+        def embed(part: slice) -> np.ndarray:
+            return self.model.embed_tokens(TokenBatch(tokens.ids[part], tokens.truncated[part]))
+
+        return _Call(items, [None] * len(items), self._call_tower("text", len(items), embed))
+
+    def _begin_images(self, pending: Sequence[Pending]) -> _Call | None:
+        """Have the images embedded that are new, once they are decoded."""
         items: list[Pending] = []
-        prepared: list[Any] = []
-        with self.progress.waited("decoded"):
+        prepared: list[PreparedImage] = []
+        with self.progress.waited("decoded", self.busy):
             for item in pending:
                 if item.decoded is None:
                     continue
@@ -283,14 +321,21 @@ class Embedder:
                     self._known["image", item.sha256 or ""] = _Known(None, rejection=rejection)
                 item.decoded = None
         if not items:
-            return set()
-        with self.progress.timed("towers"):
-            crops = np.stack([image.crop for image in prepared])
-            vectors = self._fitting["image"].run(len(crops), lambda part: self.model.embed_crops(crops[part]))
-        for item, image, vector in zip(items, prepared, vectors, strict=True):
-            known = _Known(vector, image.width_px, image.height_px, image.thumbnail)
-            self._known["image", item.sha256 or ""] = _checked(vector, known)
-        return {id(item) for item in items}
+            return None
+
+        def embed(part: slice) -> np.ndarray:
+            return self.model.embed_crops(np.stack([image.crop for image in prepared[part]]))
+
+        return _Call(items, prepared, self._call_tower("image", len(items), embed))
+
+    def _call_tower(self, kind: str, n: int, embed: Callable[[slice], np.ndarray]) -> Future[np.ndarray]:
+        def call() -> np.ndarray:
+            with self.busy:  # a GPU works behind our back, but the call ends with its vectors on the CPU
+                return self._fitting[kind].run(n, embed)
+
+        future = self._towers.submit(call)
+        self._calls.add(future)
+        return future
 
 
 def has_cuda() -> bool:

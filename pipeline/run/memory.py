@@ -47,7 +47,10 @@ def is_out_of_memory(said: BaseException | str) -> bool:
 
 
 class FittingBatch:
-    """Runs a tower over inputs, in halves where memory runs out; the size that fits is kept for what comes later."""
+    """Runs a tower over inputs, in halves where memory runs out; the size that fits is kept for what comes later.
+
+    Safe for threads: of two that run out of memory at once, the smaller size counts.
+    """
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -75,7 +78,7 @@ class FittingBatch:
                     raise
                 if size == 1:
                     raise MemoryError(f"a single {self._kind} does not fit into memory: {error}") from error
-                self._most = size // 2
+                self._most = min(size // 2, self._most or size)
                 log.warning("%d inputs at once do not fit into memory in the %s tower, %d are tried", size, self._kind,
                             self._most)  # fmt: skip
         return np.concatenate(parts)

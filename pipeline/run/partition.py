@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.catalog.partitions import Catalog, Partition
 from pipeline.catalog.products import RowPlan, product_ids, read_products, row_digest
 from pipeline.records import Product, Reason, Rejected
-from pipeline.run.embed import Embedder, Pending
+from pipeline.run.embed import Begun, Embedder, Pending
 from pipeline.run.progress import Progress
 from pipeline.run.schedule import Unit
 from pipeline.run.staging import SeenRow, StagedWriter, staged_schema
@@ -69,17 +69,20 @@ def joined(parts: Sequence[PartitionResult]) -> PartitionResult:
 
 
 def stage_partition(embedder: Embedder, catalog: Catalog, work: Work) -> PartitionResult:
-    """Read, embed and stage rows of one partition; reading and decoding run one batch ahead of the towers."""
+    """Read, embed and stage rows of one partition.
+
+    The towers have the next batch in hand as one is written, and reading and decoding run ahead of both.
+    """
     start = time.perf_counter()
     embedder.forget()
     progress = embedder.progress
     counts, seconds, waits = progress.counts(), dict(progress.seconds), dict(progress.waits)
     schema = staged_schema(embedder.model.dim, catalog.carried)
     with StagedWriter(work.staged_path, schema, catalog.carried) as writer:
-        for products, row_rejects, pending in _prepared(embedder, catalog, work):
-            seen = _seen(products, row_rejects, pending)
-            inputs, rejects = embedder.finish(pending)
-            with progress.timed("write"):
+        for products, row_rejects, begun in _begun(embedder, catalog, work):
+            seen = _seen(products, row_rejects, begun.pending)
+            inputs, rejects = embedder.finish(begun)
+            with progress.timed("write", embedder.busy):
                 if work.wanted_path is None:
                     writer.write(products, inputs, [*row_rejects, *rejects], seen)
                 else:
@@ -123,6 +126,18 @@ def _seen(products: Sequence[Product], rejects: Sequence[Rejected], pending: Seq
     return seen + [SeenRow(r.product_id, r.row, None) for r in rejects if r.product_id is not None]
 
 
+def _begun(embedder: Embedder, catalog: Catalog, work: Work) -> Iterator[tuple[list[Product], list[Rejected], Begun]]:
+    """Batches that the towers have begun with, each once they have the one after it too."""
+    before: tuple[list[Product], list[Rejected], Begun] | None = None
+    for products, rejects, pending in _prepared(embedder, catalog, work):
+        begun = products, rejects, embedder.begin(pending)
+        if before is not None:
+            yield before
+        before = begun
+    if before is not None:
+        yield before
+
+
 def _prepared(
     embedder: Embedder, catalog: Catalog, work: Work
 ) -> Iterator[tuple[list[Product], list[Rejected], list[Pending]]]:
@@ -161,7 +176,7 @@ def _prepared(
     thread.start()
     try:
         while True:
-            with progress.waited("batch"):
+            with progress.waited("batch", embedder.busy):
                 item = batches.get()
             progress.ready_batches = batches.qsize()
             if item is None:

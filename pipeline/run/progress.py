@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -28,8 +28,8 @@ WAITS = {
     "decoded": "towers",
 }
 """What is waited for, and by which stage: the reader for room in its queue and for bytes that are fetched; the fetch
-and decode threads for work; the towers for a prepared batch and for decoded images. Tokenising and writing happen in
-the towers' own thread, one after the other, and wait for nothing."""
+and decode threads for work; the towers for a prepared batch and for decoded images. Tokenising and writing wait for
+nothing."""
 _NOT_COUNTS = ("seconds", "waits", "reasons", "tower_batches", "ready_batches")
 
 
@@ -43,7 +43,7 @@ class Progress:
     Attributes:
         tower_batches: that went through a tower; a sign of life, and no count of the run.
         ready_batches: that are prepared and wait for the towers, at this moment.
-        seconds: busy, by stage.
+        seconds: busy, by stage; of tokenising and writing, which go on beside the towers, what these stood still for.
         waits: idle, by what was waited for.
         reasons: rejected inputs and rows.
     """
@@ -65,22 +65,22 @@ class Progress:
     reasons: dict[str, int] = field(default_factory=lambda: dict.fromkeys(map(str, Reason), 0))
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the block's wall time to a stage."""
-        start = time.perf_counter()
+    def timed(self, stage: str, beside: Busy | None = None) -> Iterator[None]:
+        """Add the block's wall time to a stage, less what another one was busy meanwhile."""
+        start = _clock(beside)
         try:
             yield
         finally:
-            self.spend(stage, time.perf_counter() - start)
+            self.spend(stage, _clock(beside) - start)
 
     @contextmanager
-    def waited(self, cause: str) -> Iterator[None]:
-        """Add the block's wall time to what was waited for."""
-        start = time.perf_counter()
+    def waited(self, cause: str, beside: Busy | None = None) -> Iterator[None]:
+        """Add the block's wall time to what was waited for, likewise."""
+        start = _clock(beside)
         try:
             yield
         finally:
-            self.wait(cause, time.perf_counter() - start)
+            self.wait(cause, _clock(beside) - start)
 
     def wait(self, cause: str, seconds: float) -> None:
         """Add seconds to what was waited for."""
@@ -106,6 +106,42 @@ class Progress:
     def counts(self) -> dict[str, int]:
         """The counts alone."""
         return {name: value for name, value in vars(self).items() if name not in _NOT_COUNTS}
+
+
+class Busy:
+    """Wall time in which at least one of several threads works; safe for them.
+
+    Args:
+        spend: told the seconds as they pass, at the latest when the last thread is done.
+    """
+
+    def __init__(self, spend: Callable[[float], None]) -> None:
+        self._spend, self._lock = spend, threading.Lock()
+        self._working, self._since, self._told_s = 0, 0.0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._working:
+                self._since = time.perf_counter()
+            self._working += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            now = time.perf_counter()
+            spent, self._since = now - self._since, now
+            self._told_s += spent
+            self._working -= 1
+        self._spend(spent)
+
+    def idle_clock(self) -> float:
+        """Seconds by a clock that stands still while any of them works."""
+        with self._lock:
+            now = time.perf_counter()
+            return now - self._told_s - (now - self._since if self._working else 0.0)
+
+
+def _clock(beside: Busy | None) -> float:
+    return beside.idle_clock() if beside else time.perf_counter()
 
 
 def stage_waits(waits: Mapping[str, float]) -> dict[str, float]:
