@@ -47,12 +47,11 @@ def said(busy: Mapping[str, float], waits: Mapping[str, float], *sets: str, **mo
 
 
 def test_towers_that_wait_for_decoding() -> None:
-    found = said({"towers": 35, "decode": 390, "read": 9, "fetch": 1}, {"decoded": 40, "batch": 23, "fetched": 91})
+    found = said({"towers": 35, "decode": 390, "read": 9, "fetch": 1}, {"decoded": 61, "batch": 2, "fetched": 91})
     assert found.bottleneck == "decode"
     assert found.towers_busy_share == pytest.approx(0.35)
     assert found.vcpus_per_gpu == 4
-    # of the 23 s for a batch, 91% were spent in one queue with decoding
-    assert found.share == pytest.approx(0.40 + 0.23 * 0.91 * 390 / 391)
+    assert found.share == pytest.approx(0.61)
     assert found.sentence.startswith("the towers waited 61% of the time for decoded images; decoding used 3.9 of 4 ")
     assert "4 vCPUs per GPU" in found.sentence
     for knob in ("pool.decode_threads", "images.jpeg_draft=true", "images.resize=fast", "smaller images"):
@@ -60,6 +59,9 @@ def test_towers_that_wait_for_decoding() -> None:
     turned = said({"towers": 35, "decode": 390}, {"decoded": 60}, "images.jpeg_draft=true")
     assert "jpeg_draft" not in turned.sentence, "a setting that is turned is not named"
     assert "images.resize=fast (other vectors: all is embedded anew)" in turned.sentence
+    beside = said({"towers": 35, "decode": 100}, {"decoded": 60}, gpus=0.0)
+    assert "more cores" in beside.sentence, "threads are shared with the towers"
+    assert "decode_threads" not in beside.sentence
 
 
 def test_decode_threads_that_are_not_fed() -> None:
@@ -238,9 +240,9 @@ def staged(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Callabl
     embedder = Embedder(EmbedSettings(tiny_model, decode_threads=2), catalog.root)
 
     def stage(patch: pytest.MonkeyPatch, slow: Mapping[str, float]) -> PartitionResult:
-        places = {"decode": "prepare_image", "towers": "embed_crops", "tokenise": "tokenize"}
+        places = {"decode": "prepare_image", "towers": "_run", "tokenise": "tokenize"}
         for name, seconds in slow.items():
-            owner: Any = embedder._loader._fetcher if name == "fetch" else embedder.model
+            owner: Any = embedder._loads._loader._fetcher if name == "fetch" else embedder.model
             patch.setattr(owner, places.get(name, "fetch"), slowed(getattr(owner, places.get(name, "fetch")), seconds))
         unit = replace(Unit(partition.name, 0, 24), batch_rows=4)
         work = Work(partition, plan.rows_of(partition.name), unit, str(folder / f"{time.monotonic_ns()}.parquet"))
@@ -259,7 +261,7 @@ def slowed(call: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     return slow
 
 
-@pytest.mark.parametrize(("stage", "seconds"), [("decode", 0.2), ("towers", 0.4), ("tokenise", 0.4)])
+@pytest.mark.parametrize(("stage", "seconds"), [("decode", 0.2), ("towers", 0.2), ("tokenise", 0.4)])
 def test_the_slow_stage_of_a_real_partition_is_found(
     staged: Callable[..., PartitionResult], monkeypatch: pytest.MonkeyPatch, stage: str, seconds: float
 ) -> None:
@@ -275,7 +277,8 @@ def test_the_slow_stage_of_a_real_partition_is_found(
     told += stage_waits(result.waits)["towers"]
     assert 0.7 * result.wall_s < told <= result.wall_s * 1.01
     threads = result.seconds["decode"] + result.seconds["fetch"] + result.waits["decode_idle"]
-    assert threads == pytest.approx(2 * result.wall_s, rel=0.02)
+    assert threads <= 2.04 * result.wall_s
+    assert stage == "towers" or threads > 1.6 * result.wall_s  # decoding shares its threads with the towers
 
 
 def test_counts_and_reasons_of_a_partition(

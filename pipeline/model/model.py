@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -61,7 +62,7 @@ class TextCounts:
 class Model:
     """Two towers behind four methods, all of them safe on threads.
 
-    Made by `load_model`. On a CPU, batches run beside each other, each on one core (`pipeline.model.lanes`).
+    Made by `load_model`. On a CPU, several batches run beside each other, each on one core (`pipeline.model.lanes`).
 
     Attributes:
         card: who the model is.
@@ -95,6 +96,7 @@ class Model:
         self._std = torch.tensor(recipe.std, device=device)[:, None, None]
         self._counts, self._lock = TextCounts(), threading.Lock()
         self._lanes: Lanes | None = None
+        self._all_in_lanes = False
         self.n_batches = 0
 
     @property
@@ -111,6 +113,21 @@ class Model:
     def text_counts(self) -> TextCounts:
         """Running counts since loading."""
         return self._counts
+
+    def run_in_lanes(self, around: AbstractContextManager[None] | None = None) -> Lanes | None:
+        """Run all batches in lanes from now on, single ones too, as suits whoever embeds many inputs at a time.
+
+        Args:
+            around: a context that each batch runs in; safe for threads.
+
+        Returns:
+            The lanes, as many as torch has threads, or None where batches do not run beside each other: on other
+            devices than a CPU, and compiled.
+        """
+        if not all(map(self._is_plain, self._forward)):
+            return None
+        self._lanes, self._all_in_lanes = Lanes(around), True
+        return self._lanes
 
     def has_tower(self, kind: str) -> bool:
         """Whether the `text` or `image` tower was loaded."""
@@ -229,22 +246,22 @@ class Model:
             raise ModelError(f"{self.name} was loaded without its {kind} tower; name it in load_model's towers.")
         return tower
 
-    def _width(self, kind: str) -> int:
-        """How many batches run beside each other. A compiled tower has its number of threads built in."""
-        is_plain = self.device.type == "cpu" and self._forward[kind] is self._towers[kind]
-        return torch.get_num_threads() if is_plain else 1
+    def _is_plain(self, kind: str) -> bool:
+        """Whether batches of a tower may run beside each other. A compiled one has its number of threads built in."""
+        return self.device.type == "cpu" and self._forward[kind] is self._towers[kind]
 
     def _shares(self, kind: str, total: int, most: int) -> int:
         """In how many batches of at most `most` a total goes: a multiple of the lanes, unless they become too small."""
-        fewest, width = -(-total // most), self._width(kind)
-        return max(1, min(-(-fewest // width) * width, max(fewest, total * _LEAST_SHARE // most)))
+        fewest, lanes = -(-total // most), torch.get_num_threads() if self._is_plain(kind) else 1
+        return max(1, min(-(-fewest // lanes) * lanes, max(fewest, total * _LEAST_SHARE // most)))
 
     def _each(self, kind: str, run: Callable[[T], Tensor], batches: Sequence[T]) -> list[Tensor]:
-        if len(batches) < 2 or self._width(kind) < 2:
+        is_shared = self._is_plain(kind) and len(batches) > 1 and torch.get_num_threads() > 1
+        if not is_shared and not self._all_in_lanes:
             return [run(batch) for batch in batches]
         with self._lock:
-            self._lanes = self._lanes or Lanes()
-        return self._lanes.map(run, batches)
+            self._lanes = lanes = self._lanes or Lanes()
+        return lanes.map(run, batches)
 
     def _run(self, forward: Callable[[T], Tensor], inputs: T) -> Tensor:
         with torch.inference_mode():

@@ -9,8 +9,8 @@ from pipeline.config import Config
 from pipeline.run.usage import Usage
 
 PARTS = ("towers", "decode", "fetch", "read", "tokenise", "write", "idle", "other")
-"""Of an actor's time: its towers at work; waiting for decoded images, fetched bytes, rows; tokenising and writing,
-which happen in the towers' thread; no partition in hand; Python between all these."""
+"""Of an actor's time: its towers at work; waiting for decoded images, fetched bytes, rows; for tokenising and writing;
+no partition in hand; Python between all these."""
 _MOSTLY_BUSY = 0.8
 _WORTH_NAMING = 0.1
 _FULL_THREADS = 0.75
@@ -41,9 +41,9 @@ class Diagnosis:
 def diagnose(usage: Usage, config: Config) -> Diagnosis:
     """Find what took most of the actors' time.
 
-    The towers' thread is followed: what it did not work, it waited, for decoded images or for a prepared batch. A wait
-    for a batch belongs to reading and fetching in the proportion of the reader's own time, and where the decode threads
-    fetch too, to decoding in the proportion of their work.
+    The towers are followed: where none was at work, they waited, for decoded images or for a prepared batch, which
+    belongs to reading and fetching in the proportion of the reader's own time, or stood still for tokenising and
+    writing.
 
     Args:
         usage: what the actors did with their time.
@@ -75,16 +75,13 @@ def diagnose(usage: Usage, config: Config) -> Diagnosis:
 def shares_of(usage: Usage) -> dict[str, float]:
     """Where the actors' time went, by part; together 1."""
     busy, waits = usage.seconds, usage.waits
-    pool = busy["decode"] + busy["fetch"]
     reader = busy["read"] + waits["fetched"]
     to_fetch = waits["batch"] * min(1.0, waits["fetched"] / reader if reader else 0.0)
-    # Bytes stand in one queue with images to decode, where the same threads do both.
-    to_decode = 0.0 if usage.fetch_threads or not pool else to_fetch * min(1.0, busy["decode"] / pool)
     working = sum(actor.working_s for actor in usage.actors)
     seconds = {
         "towers": busy["towers"],
-        "decode": waits["decoded"] + to_decode,
-        "fetch": to_fetch - to_decode,
+        "decode": waits["decoded"],
+        "fetch": to_fetch,
         "read": waits["batch"] - to_fetch,
         "tokenise": busy["tokenise"],
         "write": busy["write"],
@@ -139,14 +136,16 @@ def _sentence(part: str, usage: Usage, config: Config, share: float) -> str:
 
 def _decode(usage: Usage, config: Config) -> str:
     threads = usage.decode_threads
-    seconds = usage.seconds
-    pool = seconds["decode"] + (0.0 if usage.fetch_threads else seconds["fetch"])
-    used = _threads_used(usage, pool)
+    used = _threads_used(usage, usage.seconds["decode"])
     per = f"{usage.vcpus_per_gpu:g} vCPUs per GPU" if usage.vcpus_per_gpu is not None else "no GPU"
     said = f"decoding used {used:.1f} of {threads} threads of each actor, with {per}"
-    if used < _FULL_THREADS * threads:
+    if usage.gpus and used < _FULL_THREADS * threads:  # on a CPU the towers take the rest
         return f"{said}: fewer and larger Parquet files, or a larger catalog.partition_bytes, keep the threads fed"
-    knobs = ["more vCPUs per GPU" if usage.gpus else "more cores", "pool.decode_threads"]
+    knobs = (
+        ["more vCPUs per GPU", "pool.decode_threads"]
+        if usage.gpus
+        else ["more cores, or machines for more pool.actors"]
+    )
     quicker = {"images.jpeg_draft=true": config.images.jpeg_draft, "images.resize=fast": config.images.resize == "fast"}
     knobs += [f"{knob} (other vectors: all is embedded anew)" for knob, is_turned in quicker.items() if not is_turned]
     return f"{said}: {_any([*knobs, 'smaller images'])} would help"
@@ -155,7 +154,7 @@ def _decode(usage: Usage, config: Config) -> str:
 def _fetch(usage: Usage, config: Config) -> str:
     threads = usage.fetch_threads
     if not threads:
-        readers = f"the {usage.decode_threads} decode threads of each actor read them"
+        readers = f"{usage.decode_threads} threads of each actor read them"
         return f"{readers}: a faster disk or more pool.decode_threads would help"
     used = _threads_used(usage, usage.seconds["fetch"])
     said = f"fetching used {used:.1f} of {threads} threads of each actor"

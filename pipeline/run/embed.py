@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,18 @@ import numpy as np
 from pipeline.config import FetchConfig
 from pipeline.errors import InputRejected
 from pipeline.model.tokens import TokenBatch
-from pipeline.records import ImageInput, ImageLimits, Product, Reason, Rejected
+from pipeline.records import ImageLimits, Product, Reason, Rejected
 from pipeline.run.memory import FittingBatch, keep_freed_memory
 from pipeline.run.progress import Busy, Progress
-from pipeline.run.scan import TEXT_EMPTY, ImageLoader, fetch_threads, image_mark, text_sha256
+from pipeline.run.scan import TEXT_EMPTY, Loads, LoadSettings, fetch_threads, image_mark, text_sha256
 from pipeline.run.staging import EmbeddedInput
 
 if TYPE_CHECKING:
+    from pipeline.model.lanes import Lanes
     from pipeline.model.preprocess import PreparedImage
 
 _NORM_TOLERANCE = 1e-3
+_CHUNK_IMAGES, _CHUNK_BYTES = 8, 65_536
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,14 @@ class ReuseSource:
     images_version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image's place in a chunk that a thread decodes."""
+
+    results: Future[list[PreparedImage | InputRejected]]
+    index: int
+
+
 @dataclass(slots=True)
 class Pending:
     """An input on its way: its bytes' hash, what stands for it in its row's digest, and the work begun for it."""
@@ -61,7 +72,7 @@ class Pending:
     ordinal: int | None
     sha256: str | None
     text: str | None = None
-    decoded: Future[PreparedImage] | None = None
+    decoded: Decoded | None = None
     rejection: InputRejected | None = None
     mark: tuple[int | None, str] | None = None
 
@@ -126,19 +137,21 @@ class Embedder:
         self.progress = Progress()
         self._reuse = reuse
         self.decode_threads, self.fetch_threads = settings.decode_threads, fetch_threads(settings.fetch, images_root)
-        self._threads = self._fetching = ThreadPoolExecutor(self.decode_threads, thread_name_prefix="decode")
-        if self.fetch_threads:
-            self._fetching = ThreadPoolExecutor(self.fetch_threads, thread_name_prefix="fetch")
-        self._loader = ImageLoader(images_root, settings.limits, settings.fetch)
+        self.busy = Busy(lambda seconds: self.progress.spend("towers", seconds))
+        lanes = self.model.run_in_lanes(self.busy)
+        self._lanes = lanes if lanes and lanes.count == self.decode_threads else None
+        self._threads: Lanes | ThreadPoolExecutor = self._lanes or ThreadPoolExecutor(self.decode_threads, "decode")
+        load = LoadSettings(images_root, settings.limits, settings.fetch, self.decode_threads)
+        self._loads = Loads(load, lambda: self.progress.timed("fetch"))
         self._known: dict[tuple[str, str], _Known] = {}
         self._begun: set[tuple[str, str]] = set()
+        self._lanes_s = 0.0
         self._fitting = {kind: FittingBatch(kind) for kind in ("text", "image")}
         # Two batches of products are begun at once, each with texts and images, so that there is always one to go on
         # with. Where the towers' batches do not run beside each other, calls follow each other.
-        calls = 4 if settings.device == "cpu" and not settings.compile and torch.get_num_threads() > 1 else 1
-        self._towers = ThreadPoolExecutor(calls, thread_name_prefix="towers")
+        self._towers = ThreadPoolExecutor(4 if lanes else 1, "towers")
+        self._around: AbstractContextManager[None] = nullcontext() if lanes else self.busy
         self._calls: set[Future[Any]] = set()
-        self.busy = Busy(lambda seconds: self.progress.spend("towers", seconds))
 
     def embed(self, products: Sequence[Product]) -> tuple[list[EmbeddedInput], list[Rejected]]:
         """Every text and image of the products, each either embedded or rejected.
@@ -155,6 +168,7 @@ class Embedder:
         """
         wait(self._calls)
         self._calls.clear()
+        self._lanes_s = self._lanes.towers_s if self._lanes else 0.0
         self._known.clear()
         self._begun.clear()
 
@@ -166,11 +180,7 @@ class Embedder:
             wanted: kind and sha256 of the only inputs that are to come out, each once; None: all.
         """
         with self.progress.timed("read"):
-            loads = [
-                (product, image, self._fetching.submit(self._load, image))
-                for product in products
-                for image in product.images
-            ]
+            loads = [(product, image, self._loads.begin(image)) for product in products for image in product.images]
             pending = [_pending_text(product) for product in products if product.text is not None]
         data: dict[int, bytes] = {}
         with self.progress.waited("fetched"):
@@ -187,27 +197,32 @@ class Embedder:
             pending = self._chosen(pending, wanted)
         self._look_up(pending)
         with self.progress.timed("read"):
+            fresh: list[tuple[Pending, bytes]] = []
             for item in pending:
                 if item.rejection is None and (item.kind, item.sha256 or "") not in self._begun:
                     self._begun.add((item.kind, item.sha256 or ""))
                     if item.kind == "image":
-                        item.decoded = self._threads.submit(self._decode, data[id(item)])
+                        fresh.append((item, data[id(item)]))
                 elif item.kind == "text":
                     item.text = None if item.rejection is None else item.text
+            for some in _chunks(fresh):
+                results = self._threads.submit(self._decode, [image for _, image in some])
+                for index, (item, _) in enumerate(some):
+                    item.decoded = Decoded(results, index)
         return pending
 
     def settle(self, wall_s: float, before: Mapping[str, float]) -> None:
-        """Book what the fetch and decode threads did not work of a time as waiting.
+        """Book what the fetch and decode threads, or the lanes, did not work since `forget` as waiting.
 
         Args:
             wall_s: how long it was.
             before: the stage seconds at its beginning.
         """
         busy = {stage: seconds - before[stage] for stage, seconds in self.progress.seconds.items()}
-        shares_threads = self._fetching is self._threads
-        decoding = busy["decode"] + (busy["fetch"] if shares_threads else 0.0)
+        decoding = busy["decode"] + (0.0 if self.fetch_threads else busy["fetch"])
+        decoding += self._lanes.towers_s - self._lanes_s if self._lanes else 0.0
         self.progress.wait("decode_idle", max(0.0, self.decode_threads * wall_s - decoding))
-        if not shares_threads:
+        if self.fetch_threads:
             self.progress.wait("fetch_idle", max(0.0, self.fetch_threads * wall_s - busy["fetch"]))
 
     def begin(self, pending: Sequence[Pending]) -> Begun:
@@ -218,7 +233,8 @@ class Embedder:
         """Wait for the towers, and give every input its vector or its rejection; what was begun first comes first."""
         pending, fresh = begun.pending, set()
         for call in begun.calls:
-            vectors = call.vectors.result()
+            with self.progress.waited("decoded", self.busy):  # where lanes have images to decode in hand
+                vectors = call.vectors.result()
             self._calls.discard(call.vectors)
             for item, image, vector in zip(call.items, call.images, vectors, strict=True):
                 about = (image.width_px, image.height_px, image.thumbnail) if image else ()
@@ -253,11 +269,6 @@ class Embedder:
         self.progress.rejected += len(rejects)
         return inputs, rejects
 
-    def _load(self, image: ImageInput) -> tuple[bytes, str]:
-        """The image's bytes and their hash."""
-        with self.progress.timed("fetch"):
-            return self._loader.load(image)
-
     def _chosen(self, pending: Sequence[Pending], wanted: frozenset[tuple[str, str]]) -> list[Pending]:
         """The first of each wanted input."""
         chosen: dict[tuple[str, str], Pending] = {}
@@ -267,9 +278,15 @@ class Embedder:
                 chosen.setdefault(key, item)
         return list(chosen.values())
 
-    def _decode(self, data: bytes) -> Any:
+    def _decode(self, images: Sequence[bytes]) -> list[PreparedImage | InputRejected]:
         with self.progress.timed("decode"):
+            return [self._prepared(data) for data in images]
+
+    def _prepared(self, data: bytes) -> PreparedImage | InputRejected:
+        try:
             return self.model.prepare_image(data, thumbnail=True)
+        except InputRejected as rejection:
+            return rejection
 
     def _look_up(self, pending: Sequence[Pending]) -> None:
         """Take over vectors of the released tables for inputs that were not met yet."""
@@ -311,15 +328,18 @@ class Embedder:
         items: list[Pending] = []
         prepared: list[PreparedImage] = []
         with self.progress.waited("decoded", self.busy):
+            # For all at once: to look at one after another costs a switch of threads each.
+            wait({item.decoded.results for item in pending if item.decoded})
             for item in pending:
                 if item.decoded is None:
                     continue
-                try:
-                    prepared.append(item.decoded.result())
-                    items.append(item)
-                except InputRejected as rejection:
-                    self._known["image", item.sha256 or ""] = _Known(None, rejection=rejection)
+                image = item.decoded.results.result()[item.decoded.index]
                 item.decoded = None
+                if isinstance(image, InputRejected):
+                    self._known["image", item.sha256 or ""] = _Known(None, rejection=image)
+                else:
+                    prepared.append(image)
+                    items.append(item)
         if not items:
             return None
 
@@ -330,12 +350,26 @@ class Embedder:
 
     def _call_tower(self, kind: str, n: int, embed: Callable[[slice], np.ndarray]) -> Future[np.ndarray]:
         def call() -> np.ndarray:
-            with self.busy:  # a GPU works behind our back, but the call ends with its vectors on the CPU
+            with self._around:  # a GPU works behind our back, but the call ends with its vectors on the CPU
                 return self._fitting[kind].run(n, embed)
 
         future = self._towers.submit(call)
         self._calls.add(future)
         return future
+
+
+def _chunks(images: Sequence[tuple[Pending, bytes]]) -> Iterator[Sequence[tuple[Pending, bytes]]]:
+    """What one thread decodes at a time: small images together, since to hand one over takes a while too."""
+    chunk: list[tuple[Pending, bytes]] = []
+    size = 0
+    for item, data in images:
+        if chunk and (size + len(data) > _CHUNK_BYTES or len(chunk) == _CHUNK_IMAGES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append((item, data))
+        size += len(data)
+    if chunk:
+        yield chunk
 
 
 def has_cuda() -> bool:

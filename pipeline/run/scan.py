@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -60,22 +61,34 @@ class ImageLoader:
         return data, hashlib.sha256(data).hexdigest()
 
 
-class _Loads:
-    """Images loaded by threads where they have to be fetched, and at once where they lie in the row."""
+class Loads:
+    """Images loaded by threads where they have to be fetched, and at once where they lie in the row.
 
-    def __init__(self, settings: LoadSettings) -> None:
-        self._loader = ImageLoader(settings.root, settings.limits, settings.fetch)
-        self.threads = ThreadPoolExecutor(fetch_threads(settings.fetch, settings.root) or settings.threads)
+    Args:
+        settings: how.
+        timed: a context that each load runs in.
+    """
+
+    def __init__(self, settings: LoadSettings, timed: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._loader, self._timed = ImageLoader(settings.root, settings.limits, settings.fetch), timed
+        self.threads = ThreadPoolExecutor(
+            fetch_threads(settings.fetch, settings.root) or settings.threads, thread_name_prefix="fetch"
+        )
 
     def begin(self, image: ImageInput) -> Future[tuple[bytes, str]]:
+        """The image's bytes and their hash, to come."""
         if isinstance(image.data, str):
-            return self.threads.submit(self._loader.load, image)
+            return self.threads.submit(self._load, image)
         done: Future[tuple[bytes, str]] = Future()
         try:
-            done.set_result(self._loader.load(image))
+            done.set_result(self._load(image))
         except InputRejected as rejection:
             done.set_exception(rejection)
         return done
+
+    def _load(self, image: ImageInput) -> tuple[bytes, str]:
+        with self._timed():
+            return self._loader.load(image)
 
 
 def fetch_threads(fetch: FetchConfig, root: str) -> int:
@@ -136,7 +149,7 @@ def scan_partition(catalog: Catalog, partition: Partition, settings: LoadSetting
         RunError: the partition's file is gone, or was changed since the catalog was opened.
     """
     schema = scanned_schema(catalog.carried)
-    loads = _Loads(settings)
+    loads = Loads(settings)
     count = 0
     filesystem, inside = resolve(path)
     try:
@@ -168,7 +181,7 @@ def read_scanned(path: str, columns: Sequence[str] | None = None) -> Iterator[pa
             yield pa.Table.from_batches([batch])
 
 
-def _rows(products: Sequence[Product], loads: _Loads, carried: Sequence[pa.Field]) -> list[dict[str, object]]:
+def _rows(products: Sequence[Product], loads: Loads, carried: Sequence[pa.Field]) -> list[dict[str, object]]:
     begun = [[loads.begin(image) for image in product.images] for product in products]
     return [_row(product, pending, carried) for product, pending in zip(products, begun, strict=True)]
 
