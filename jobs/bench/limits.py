@@ -16,7 +16,7 @@ SIDES = (320, 1024, 2400)
 
 _MATRIX = {"cpu": 2048, "cuda": 8192}
 _PRODUCTS = 5
-"""In one call: half a second on two cores, since rates of moments swing."""
+"""In one call: a second on each core, since rates of moments swing."""
 _COPIED_BYTES = 268_435_456
 _WRITTEN_BYTES = 536_870_912
 _PHOTOS = {320: 64, 1024: 12, 2400: 3}
@@ -38,20 +38,31 @@ def _matrix(device: str, dtypes: Sequence[str]) -> Iterator[Row]:
 
 
 def matrix_product(device: str, dtype: str) -> tuple[Callable[[], None], float]:
-    """A call that multiplies square matrices, and its GFLOP."""
+    """A call that multiplies square matrices, on a CPU others on each core, as the towers do it; and its GFLOP."""
     import torch
 
-    side = _MATRIX[device]
-    left, right = (torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    from pipeline.model.lanes import Lanes
 
-    def product() -> None:
+    side = _MATRIX[device]
+    lanes = Lanes() if device == "cpu" else None
+    count = lanes.count if lanes else 1
+    pairs = [
+        tuple(torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in range(2)) for _ in range(count)
+    ]
+
+    def multiply(pair: tuple[torch.Tensor, ...]) -> None:
         with torch.inference_mode():
             for _ in range(_PRODUCTS):
-                left @ right
-        if device == "cuda":
+                pair[0] @ pair[1]
+
+    def product() -> None:
+        if lanes:
+            lanes.map(multiply, pairs)
+        else:
+            multiply(pairs[0])
             torch.cuda.synchronize()
 
-    return product, _PRODUCTS * 2 * side**3 / 1e9
+    return product, count * _PRODUCTS * 2 * side**3 / 1e9
 
 
 def _copy() -> Row:

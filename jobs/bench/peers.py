@@ -33,6 +33,7 @@ _CLIP_TEXT = {"vocab_size": 49_408, "hidden_size": 512, "intermediate_size": 204
 _CLIP_VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "patch_size": 16}
 _LAYERS, _SIDE_PX = 12, 224
 _CLIP_TOKENS, _TRAINED_TOKENS = 77, 5_000
+_SMALL_BATCH = 8
 _KEPT: list[object] = []
 
 
@@ -97,8 +98,6 @@ def beside_timm(model: Model, images: Sequence[bytes]) -> Iterator[Row]:
     """
     import torch
 
-    from pipeline.model.model import IMAGE_BATCH
-
     config = config_of(model.image_tower)
     _whole_torchvision()
     create = _peer("timm").create_model
@@ -115,7 +114,7 @@ def beside_timm(model: Model, images: Sequence[bytes]) -> Iterator[Row]:
             parts = [theirs(model.pixels(crops[at : at + step])).numpy() for at in range(0, len(crops), step)]
         return _unit(np.concatenate(parts))
 
-    steps = (IMAGE_BATCH["cpu"], PLAIN_BATCH)
+    steps = (_SMALL_BATCH, PLAIN_BATCH)
     yield from _images_beside(model, crops, {f"timm, batch {step}": partial(run, step) for step in steps})
 
 

@@ -214,7 +214,7 @@ def embedder_beside_towers(catalog: str, model_name: str, folder: Path, *, rows:
 def _towers_alone(model: Model, inputs: Inputs) -> tuple[int, Callable[[], object]]:
     """How many of the inputs can be read, and a call that embeds those, decoded and tokenised beforehand."""
     tokens, crops = model.tokenize(inputs.texts), good_crops(model, inputs.images)
-    model.embed_crops(crops[:16])
+    model.embed_crops(crops[:32])
     return len(crops) + len(inputs.texts), lambda: (model.embed_tokens(tokens), model.embed_crops(crops))
 
 

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from pipeline.model.text_tower import TextConfig
 
 PLAIN_BATCH = 32
-_IMAGES = {"cpu": 16, "cuda": 512}
-_BATCHES = {"cpu": (1, 8, 16), "cuda": (32, 128, 256, 512)}
+_BATCHES = {"cpu": (1, 4, 8), "cuda": (32, 128, 256, 512)}
 
 
 def image_flops(config: ImageConfig) -> float:
@@ -52,16 +51,16 @@ def towers(models: Mapping[str, Model], texts: Sequence[str]) -> Iterator[Row]:
 
 
 def _image(model: Model, dtype: str) -> Iterator[Row]:
-    size, count = model.recipe.size, _IMAGES[model.device.type]
+    import torch
+
+    size, batches = model.recipe.size, _BATCHES[model.device.type]
+    count = max(batches) * (torch.get_num_threads() if model.device.type == "cpu" else 1)  # one for each lane
     crops = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     flops = image_flops(config_of(model.image_tower)) / 1e9
 
-    def run(batch: int) -> None:
-        for at in range(0, count, batch):
-            model.embed_crops(crops[at : at + batch])
-
-    batches = _BATCHES[model.device.type]
-    calls = {f"image tower, {dtype}, batch {batch}": lambda batch=batch: run(batch) for batch in batches}
+    calls = {
+        f"image tower, {dtype}, batch {batch}": partial(model.embed_crops, crops, batch=batch) for batch in batches
+    }
     yield from _shares(model, dtype, calls, count, "images/s", flops)
 
 

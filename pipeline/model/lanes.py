@@ -41,7 +41,7 @@ class Lanes:
         self._lock = threading.Lock()
         self._batches: deque[Callable[[], None]] = deque()
         self._others: deque[Callable[[], None]] = deque()
-        self._threads = ThreadPoolExecutor(self.count, "lane", initializer=torch.set_num_threads, initargs=(1,))
+        self._threads = ThreadPoolExecutor(self.count, "lane", initializer=_take_one_core)
         # torch's number is each thread's own, but whoever sets it sets the one that later threads begin with as well:
         # all lanes start here, and the number goes back to what it was.
         all_here = threading.Barrier(self.count)
@@ -97,3 +97,9 @@ class Lanes:
         except IndexError:
             run = self._others.popleft()
         run()
+
+
+def _take_one_core() -> None:
+    """For this thread. torch gives a thread its first number when it is first asked, whatever was set before."""
+    torch.get_num_threads()
+    torch.set_num_threads(1)
