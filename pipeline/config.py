@@ -156,9 +156,10 @@ class PoolConfig:
     """Most that an actor's process may take, its model included; beyond it, batches are made smaller. None: no limit.
     Ray is asked to keep as much free for it."""
     decode_threads: int | None = field(default=None, metadata={"min": 1})
-    """None: the cores of each actor's node, shared between the actors there; at most 16."""
+    """None: beside a GPU the cores of each actor's node, shared between the actors there, at most 16; on a CPU the
+    towers' own threads decode where they have nothing else to do."""
     torch_threads: int | None = field(default=None, metadata={"min": 1})
-    """None: those cores on a cpu, 1 on a GPU."""
+    """Batches of a tower beside each other on a CPU, each on one core. None: those cores on a CPU, 1 beside a GPU."""
 
 
 @dataclass(frozen=True)

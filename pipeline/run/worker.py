@@ -66,11 +66,14 @@ class EmbedWorker:
         node_id = ray.get_runtime_context().get_node_id()
         node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
         cores = size.cores_of_an_actor(node)
+        torch_threads = size.torch_threads or (1 if device == "cuda" else cores)
+        # On a CPU towers and decoding share threads, where they are as many.
+        decode_threads = torch_threads if device == "cpu" else min(_MOST_DECODE_THREADS, cores)
         settings = replace(
             settings,
             device=device,
-            decode_threads=size.decode_threads or min(_MOST_DECODE_THREADS, cores),
-            torch_threads=size.torch_threads or (1 if device == "cuda" else cores),
+            decode_threads=size.decode_threads or decode_threads,
+            torch_threads=torch_threads,
         )
         self._embedder = Embedder(settings, catalog.root, reuse)
         self._catalog = catalog
