@@ -145,13 +145,18 @@ class Embedder:
         self._loads = Loads(load, lambda: self.progress.timed("fetch"))
         self._known: dict[tuple[str, str], _Known] = {}
         self._begun: set[tuple[str, str]] = set()
-        self._lanes_s = 0.0
+        self._lanes_before_s = 0.0
         self._fitting = {kind: FittingBatch(kind) for kind in ("text", "image")}
         # Two batches of products are begun at once, each with texts and images, so that there is always one to go on
         # with. Where the towers' batches do not run beside each other, calls follow each other.
         self._towers = ThreadPoolExecutor(4 if lanes else 1, "towers")
         self._around: AbstractContextManager[None] = nullcontext() if lanes else self.busy
         self._calls: set[Future[Any]] = set()
+
+    @property
+    def lanes_s(self) -> float:
+        """Seconds since `forget` that towers took of the threads that decode; 0 where those are others."""
+        return self._lanes.towers_s - self._lanes_before_s if self._lanes else 0.0
 
     def embed(self, products: Sequence[Product]) -> tuple[list[EmbeddedInput], list[Rejected]]:
         """Every text and image of the products, each either embedded or rejected.
@@ -168,7 +173,7 @@ class Embedder:
         """
         wait(self._calls)
         self._calls.clear()
-        self._lanes_s = self._lanes.towers_s if self._lanes else 0.0
+        self._lanes_before_s += self.lanes_s
         self._known.clear()
         self._begun.clear()
 
@@ -220,7 +225,7 @@ class Embedder:
         """
         busy = {stage: seconds - before[stage] for stage, seconds in self.progress.seconds.items()}
         decoding = busy["decode"] + (0.0 if self.fetch_threads else busy["fetch"])
-        decoding += self._lanes.towers_s - self._lanes_s if self._lanes else 0.0
+        decoding += self.lanes_s
         self.progress.wait("decode_idle", max(0.0, self.decode_threads * wall_s - decoding))
         if self.fetch_threads:
             self.progress.wait("fetch_idle", max(0.0, self.fetch_threads * wall_s - busy["fetch"]))

@@ -92,7 +92,7 @@ class Loads:
 
 
 def fetch_threads(fetch: FetchConfig, root: str) -> int:
-    """How many threads fetch; 0: those that decode do. Waiting for a network must not keep others from decoding."""
+    """How many threads fetch; 0: as many as decode. Waiting for a network must not keep others from decoding."""
     return fetch.threads if fetch.http or is_uri(root) else 0
 
 

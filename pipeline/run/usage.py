@@ -62,7 +62,7 @@ class Usage:
         actors: replaced ones too.
         at_once: how many there are at the same time.
         gpus: that these hold together.
-        fetch_threads: of each actor; 0 where the decode threads fetch.
+        fetch_threads: of each actor; 0: as many as decode.
         start_s: wall time until all first actors were ready.
         embedding_s: wall time in which they embedded.
     """
