@@ -1,4 +1,4 @@
-# A fresh machine needs Python 3.11+ and make; everything else is installed into .venv at the top of the checkout.
+# A fresh machine needs Python 3.11+, make and a C compiler; all else is installed into .venv at the top of the checkout.
 PYTHON ?= python3
 # The torch requirement: constraints.txt pins it unless another is given here; see README.md, "GPUs".
 TORCH ?= torch
@@ -15,7 +15,7 @@ help: ## list the targets
 
 install: $(STAMP) ## make .venv and install the project, with everything for development
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt pipeline/model/resample.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "twotower needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -60,7 +60,6 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
         preprocessing=args.preprocessing,
         max_tokens=args.max_tokens,
         jpeg_draft=args.jpeg_draft,
-        resize=args.resize,
         compile=args.compile,
         revision=args.revision,
         check_canary=not args.write_canary,
@@ -177,9 +176,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preprocessing", default="shop", help="shop, or published: exactly the published code's")
     parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="longer texts are cut (at most 8192)")
     parser.add_argument("--jpeg-draft", action="store_true", help="decode large JPEG files at reduced size")
-    parser.add_argument(
-        "--resize", default="exact", help="exact, or fast: nearly the same pixels in a quarter of the time"
-    )
     parser.add_argument("--compile", action="store_true", help="run the towers through torch.compile")
     parser.add_argument("--revision", help="commit hash of a hub model; pinned already for jinaai/jina-clip-v1")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each rate is measured")

@@ -56,8 +56,6 @@ class ImagesConfig:
     preprocessing: str = field(default="shop", metadata={"choices": ("shop", "published")})
     jpeg_draft: bool = False
     """Let the JPEG decoder shrink large photographs while decoding: faster, at a small cost in cosine."""
-    resize: str = field(default="exact", metadata={"choices": ("exact", "fast")})
-    """`fast`: a quarter of the time, for pixels that are a level off here and there."""
     max_bytes: int = field(default=_LIMITS.max_bytes, metadata={"min": 1})
     max_pixels: int = field(default=_LIMITS.max_pixels, metadata={"min": 1})
     min_side_px: int = field(default=_LIMITS.min_side_px, metadata={"min": 1})
@@ -258,7 +256,6 @@ class Config:
             "preprocessing": self.images.preprocessing,
             "max_tokens": self.model.max_tokens,
             "jpeg_draft": self.images.jpeg_draft,
-            "resize": self.images.resize,
             "revision": self.model.revision,
         }
 

@@ -98,15 +98,14 @@ def test_inputs_are_those_of_the_catalog(tmp_path, model):
 def test_decoding_beside_the_decoder(model):
     images = [limits.photo(64, seed) for seed in range(3)]
     rows = list(runs.decoding(model, [*images, b"no image"], sides=[100]))
-    ours, more, fast = "decode and preprocess, ", "the same, and a thumbnail, ", ", images.resize=fast"
-    whose, drafted = "the catalog's images", f"{fast}, images.jpeg_draft=true"
+    ours, more, draft = "decode and preprocess, ", "the same, and a thumbnail, ", ", images.jpeg_draft=true"
+    whose, alone = "the catalog's JPEG images", ["the decoder alone, ", "Pillow's steps, "]
     assert [row.what for row in rows] == [
-        f"{ours}{whose}", f"{more}{whose}", f"{ours}{whose}{fast}", f"{more}{whose}{fast}",
-        f"the decoder alone, {whose}",
-        f"{ours}100 px", f"{more}100 px", f"{ours}100 px{fast}", f"{more}100 px{fast}",
-        f"{ours}100 px{drafted}", f"{more}100 px{drafted}", "the decoder alone, 100 px",
+        f"{ours}{whose}", f"{ours}{whose}", f"{more}{whose}", *(name + whose for name in alone),
+        f"{ours}100 px", f"{ours}100 px", f"{more}100 px", f"{ours}100 px{draft}", f"{more}100 px{draft}",
+        *(f"{name}100 px" for name in alone),
     ]  # fmt: skip
-    assert {row.beside for row in rows if row.ratio} == {"the decoder alone"}
+    assert [row.beside for row in rows[:5]] == ["Pillow's steps", *["the decoder alone"] * 2, "", ""]
 
 
 def test_what_is_written_is_read_back_alike_by_all(tmp_path):
@@ -178,7 +177,7 @@ def test_fixed_cost_of_ten_products(tmp_path, tiny_model, ray_session):
 def test_ray_data_gives_the_vectors_that_the_model_does(tmp_path, model, tiny_model, ray_session):
     rows = items(5)
     write_products(tmp_path / "catalog", [rows[:3], rows[3:]])
-    ray_data.write_tables(str(tmp_path / "catalog"), tiny_model, model.recipe, tmp_path / "out")
+    ray_data.write_tables(str(tmp_path / "catalog"), tiny_model, model.recipe.size, tmp_path / "out")
     inputs = runs.read_inputs(str(tmp_path / "catalog"))
     images = pq.read_table(tmp_path / "out" / "images")
     found = dict(zip(images["sha256"].to_pylist(), images["vector"].to_pylist(), strict=True))
@@ -186,7 +185,7 @@ def test_ray_data_gives_the_vectors_that_the_model_does(tmp_path, model, tiny_mo
         assert np.allclose(found[hashlib.sha256(data).hexdigest()], vector, atol=1e-5)
     assert images["thumbnail"].null_count == 0
     products = pq.read_table(tmp_path / "out" / "products")
-    ray_data.write_vectors(str(tmp_path / "catalog"), tiny_model, model.recipe, tmp_path / "vectors")
+    ray_data.write_vectors(str(tmp_path / "catalog"), tiny_model, model.recipe.size, tmp_path / "vectors")
     alone = pq.read_table(tmp_path / "vectors")
     texts = dict(zip(products["text"].to_pylist(), products["text_vector"].to_pylist(), strict=True))
     assert texts.keys() == set(inputs.texts) == set(alone["text"].to_pylist())

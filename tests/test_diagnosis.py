@@ -54,11 +54,10 @@ def test_towers_that_wait_for_decoding() -> None:
     assert found.share == pytest.approx(0.61)
     assert found.sentence.startswith("the towers waited 61% of the time for decoded images; decoding used 3.9 of 4 ")
     assert "4 vCPUs per GPU" in found.sentence
-    for knob in ("pool.decode_threads", "images.jpeg_draft=true", "images.resize=fast", "smaller images"):
+    for knob in ("pool.decode_threads", "images.jpeg_draft=true", "smaller images"):
         assert knob in found.sentence
     turned = said({"towers": 35, "decode": 390}, {"decoded": 60}, "images.jpeg_draft=true")
     assert "jpeg_draft" not in turned.sentence, "a setting that is turned is not named"
-    assert "images.resize=fast (other vectors: all is embedded anew)" in turned.sentence
     beside = said({"towers": 35, "decode": 100}, {"decoded": 60}, gpus=0.0)
     assert "more cores" in beside.sentence, "threads are shared with the towers"
     assert "decode_threads" not in beside.sentence
@@ -148,8 +147,7 @@ def test_every_diagnosis_is_a_sentence_with_settings_that_exist(
               held=start + working + idle, working=working, number=number)
         for number, busy in enumerate(stages)
     ]  # fmt: skip
-    turned = ("model.dtype=bfloat16", "model.compile=true", "images.jpeg_draft=true", "images.resize=fast",
-              "columns.carried=['price']",
+    turned = ("model.dtype=bfloat16", "model.compile=true", "images.jpeg_draft=true", "columns.carried=['price']",
               "fetch.http=true", "fetch.allow_hosts=['img.shop.example']")  # fmt: skip
     config = load_config(None, turned if is_turned else ())
     found = diagnose(usage(*actors, fetch_threads=16 * has_fetch_threads), config)

@@ -401,7 +401,7 @@ DOCKERFILE_FAULTS: list[tuple[str, str, str]] = [
     ("--no-install-recommends ", "", "DL3015"),
     ("    && rm -rf /var/lib/apt/lists/* \\\n", "", "the removal of lists"),
     ("apt-get update \\\n    && ", "", "update, install"),
-    ("--constraint constraints.txt hatchling", "hatchling", "without constraints.txt"),
+    ("--constraint constraints.txt setuptools", "setuptools", "without constraints.txt"),
     ('ENTRYPOINT ["python", "-m"]', "ENTRYPOINT python -m", "ENTRYPOINT is not in exec form"),
     ("python -m jobs.check_model", "echo", "the model folder is not checked"),
     ("FROM app AS cuda", "FROM app AS gpu", "there is no target cuda"),

@@ -20,12 +20,15 @@ from jobs.bench.limits import SIDES, photo
 from jobs.bench.timing import TURNS, Row, Timed, in_turns
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from pipeline.model.model import Model
     from pipeline.model.preprocess import PixelRecipe
     from pipeline.records import Product
 
 log = logging.getLogger("jobs.benchmark")
 
+JPEG = b"\xff\xd8\xff"
 _DECODED = 200  # images of the catalog, for the decoder alone
 _PHOTO_SIDES = 10_000  # of all drawn photos of a size together, in pixels
 
@@ -76,7 +79,7 @@ def _products(catalog_uri: str) -> Iterator[Product]:
 
 
 def decoding(model: Model, images: Sequence[bytes], sides: Sequence[int] = SIDES) -> Iterator[Row]:
-    """Decode and preprocess on one thread, beside the decoder's own rate on the same files.
+    """Decode and preprocess on one thread, beside the decoder alone and beside Pillow's steps, on the same files.
 
     Args:
         model: whose preprocessing it is.
@@ -91,36 +94,50 @@ def decoding(model: Model, images: Sequence[bytes], sides: Sequence[int] = SIDES
             model.prepare_image(data)
         except ImageRejected:
             continue
-        good.append(data)
-    fast = replace(model.recipe, resize="fast")
-    ways = {"": model.recipe, ", images.resize=fast": fast}
-    yield from _decoding(ways, good, "the catalog's images")
-    ways[", images.resize=fast, images.jpeg_draft=true"] = replace(fast, jpeg_draft=True)
+        if data.startswith(JPEG):
+            good.append(data)
+    yield from _decoding({"": model.recipe}, good, "the catalog's JPEG images")
+    ways = {"": model.recipe, ", images.jpeg_draft=true": replace(model.recipe, jpeg_draft=True)}
     for side in sides:
         yield from _decoding(ways, [photo(side, seed) for seed in range(max(1, _PHOTO_SIDES // side))], f"{side} px")
 
 
 def _decoding(ways: Mapping[str, PixelRecipe], images: Sequence[bytes], of: str) -> Iterator[Row]:
+    import simplejpeg
     from PIL import Image
 
     def library() -> None:
         for data in images:
-            Image.open(io.BytesIO(data)).convert("RGB").load()
+            simplejpeg.decode_jpeg(data)
+
+    def by_pillow(size: int) -> None:
+        for data in images:
+            np.array(centre_crop(Image.open(io.BytesIO(data)).convert("RGB"), size))
 
     def prepare(recipe: PixelRecipe, *, thumbnail: bool) -> None:
         for data in images:
             recipe.prepare(data, thumbnail=thumbnail)
 
-    alone = "the decoder alone"
-    calls: dict[str, Callable[[], object]] = {alone: library}
+    alone, pillow, count = "the decoder alone", "Pillow's steps", len(images)
+    calls: dict[str, Callable[[], object]] = {alone: library, pillow: partial(by_pillow, ways[""].size)}
     for way, recipe in ways.items():
         calls[f"decode and preprocess, {of}{way}"] = partial(prepare, recipe, thumbnail=False)
         calls[f"the same, and a thumbnail, {of}{way}"] = partial(prepare, recipe, thumbnail=True)
     timed = in_turns(calls)
-    for name in tuple(calls)[1:]:
+    names = tuple(calls)[2:]
+    yield timed.row("decode", names[0], count, "images/s", beside=pillow)
+    for name in names:
         aim = 0.7 if name.startswith("decode") else None
-        yield timed.row("decode", name, len(images), "images/s", beside=alone, aim=aim)
-    yield timed.row("decode", alone, len(images), "images/s", what=f"{alone}, {of}")
+        yield timed.row("decode", name, count, "images/s", beside=alone, aim=aim)
+    for name in (alone, pillow):
+        yield timed.row("decode", name, count, "images/s", what=f"{name}, {of}")
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """As one writes it with Pillow: the short side to the model's size, and the centre of that."""
+    width, height = (size * side // min(image.size) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), 3).crop((left, top, left + size, top + size))  # 3: bicubic
 
 
 def backfill_beside_towers(

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +75,7 @@ def embed(model: Model) -> dict[str, FloatArray]:
         vectors = model.embed_tokens(model.tokenize(TEXTS, max_tokens=MAX_TOKENS))
         out |= {f"text: {text}": vector for text, vector in zip(TEXTS, vectors, strict=True)}
     if model.has_tower("image"):
-        # Golden vectors are of exact pixels; what is proved here is the towers.
-        exact = replace(model.recipe, resize="exact")
-        vectors = model.embed_crops(np.stack([exact.prepare(draw(name)).crop for name in IMAGES]))
+        vectors = model.embed_crops(np.stack([model.recipe.prepare(draw(name)).crop for name in IMAGES]))
         out |= {f"image: {name}": vector for name, vector in zip(IMAGES, vectors, strict=True)}
     return out
 

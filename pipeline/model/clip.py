@@ -254,7 +254,6 @@ def _recipe(folder: Path, kind: Kind, image_size: int, options: ModelOptions) ->
         resample=resample,
         style=options.preprocessing,
         jpeg_draft=options.jpeg_draft,
-        resize=options.resize,
     )
     mean = three_numbers(folder / PIXELS, values, "image_mean", recipe.mean)
     std = three_numbers(folder / PIXELS, values, "image_std", recipe.std)

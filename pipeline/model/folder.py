@@ -131,7 +131,6 @@ def read_jina(folder: Path, options: ModelOptions) -> JinaParts:
         image.image_size,
         style=options.preprocessing,
         jpeg_draft=options.jpeg_draft,
-        resize=options.resize,
     )
     tokenizer = TextTokenizer(
         folder / TOKENIZER,

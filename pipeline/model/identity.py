@@ -14,7 +14,6 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.model.images import Style
-from pipeline.model.preprocess import Resize
 from pipeline.model.weights import TensorInfo, file_digest
 
 NUMERICS = 1
@@ -37,15 +36,12 @@ class ModelOptions:
     preprocessing: Style = "shop"
     max_tokens: int = 512
     jpeg_draft: bool = False
-    resize: Resize = "exact"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
         if self.preprocessing not in ("shop", "published"):
             raise ModelError(f"preprocessing must be shop or published, not {self.preprocessing!r}.")
-        if self.resize not in ("exact", "fast"):
-            raise ModelError(f"resize must be exact or fast, not {self.resize!r}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,10 @@ Everything that a header can tell is decided before a pixel is decoded, so memor
 name of a file means nothing. Pillow's process-wide switches (`MAX_IMAGE_PIXELS`, `LOAD_TRUNCATED_IMAGES`) are not
 touched. Colour profiles are ignored, as the published preprocessing does.
 
-This module needs Pillow and numpy, never torch.
+Pillow reads the headers, and all but plain JPEG files. Those are decoded by libjpeg-turbo at once, to the same pixels
+and without Python's lock; one that it finds anything wrong with goes back to Pillow, which says what.
+
+This module needs Pillow, simplejpeg and numpy, never torch.
 """
 
 from __future__ import annotations
@@ -14,10 +17,10 @@ import io
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -25,11 +28,15 @@ from pipeline.errors import ImageRejected, MissingExtra
 from pipeline.records import ImageLimits, Reason
 
 try:
+    import simplejpeg
     from PIL import ExifTags, Image, features
 except ModuleNotFoundError as error:
-    raise MissingExtra("Reading images needs Pillow; install it with: pip install 'twotower[search]'.") from error
+    raise MissingExtra(
+        "Reading images needs Pillow and simplejpeg; install them with: pip install 'twotower[search]'."
+    ) from error
 
 Style = Literal["shop", "published"]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -50,14 +57,14 @@ _OTHER_IMAGES = {
     b"II+\0": "BigTIFF",
     b"MM\0+": "BigTIFF",
 }
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_UPRIGHT: dict[int, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.T,
+    6: lambda pixels: pixels[::-1].T,
+    7: lambda pixels: pixels[::-1, ::-1].T,
+    8: lambda pixels: pixels.T[::-1],
 }
 """EXIF orientation to what undoes it; 1 is upright, anything else is not an orientation."""
 
@@ -67,12 +74,12 @@ class Rgb:
     """A decoded image.
 
     Attributes:
-        image: mode RGB, upright.
-        width_px: width of the original, upright; `image` is smaller where a JPEG was decoded at reduced size.
+        pixels: uint8 (H, W, 4), upright, contiguous: red, green, blue, and a byte that says nothing.
+        width_px: width of the original, upright; W is smaller where a JPEG was decoded at reduced size.
         height_px: the same for its height.
     """
 
-    image: Image.Image
+    pixels: Bytes
     width_px: int
     height_px: int
 
@@ -96,25 +103,40 @@ def read_rgb(
         image = source if isinstance(source, Image.Image) else _open(source, limits)
         _check_shape(image.size, limits)
         width, height = image.size
-        if draft_px is not None and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        is_plain_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+        if draft_px is not None and is_plain_jpeg:
             short = min(width, height)
             image.draft(image.mode, (-(-width * draft_px // short), -(-height * draft_px // short)))
-        is_reduced = image.size != (width, height)
         try:
-            image.load()
+            is_whole = is_plain_jpeg and draft_px is None and not isinstance(source, Image.Image)
+            pixels = _jpeg_pixels(source) if is_whole else None
+            if pixels is None:
+                image.load()
             orientation = _orientation(image) if style == "shop" else 1
-            rgb = _shop_rgb(image) if style == "shop" else image.convert("RGB")
+            if pixels is None:
+                pixels = _rgbx(_shop_rgb(image) if style == "shop" else image.convert("RGB"))
         except ImageRejected:
             raise
         except Exception as error:  # the boundary to Pillow: its decoders raise nearly every type there is
             _reject_undecoded(error)
-    if orientation in _TRANSPOSE:
-        rgb = rgb.transpose(_TRANSPOSE[orientation])
-    if not is_reduced:
-        width, height = rgb.size
-    elif orientation >= 5:
-        width, height = height, width
-    return Rgb(rgb, width, height)
+    if orientation in _UPRIGHT:
+        whole = _UPRIGHT[orientation](pixels.view(np.uint32)[..., 0])  # a pixel as one number
+        pixels = np.ascontiguousarray(whole)[..., None].view(np.uint8)
+        width, height = (height, width) if orientation >= 5 else (width, height)
+    return Rgb(pixels, width, height)
+
+
+def _jpeg_pixels(data: object) -> Bytes | None:
+    """Uint8 (H, W, 4), by the same steps as Pillow's decoder; None of a file that is not quite as it should be."""
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGBA", fastdct=False, fastupsample=False), dtype=np.uint8)
+    except ValueError:
+        return None
+
+
+def _rgbx(image: Image.Image) -> Bytes:
+    """A Pillow image of mode RGB as uint8 (H, W, 4)."""
+    return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(image.height, image.width, 4)
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:

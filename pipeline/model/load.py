@@ -14,7 +14,6 @@ from pipeline.model.identity import DTYPES, WEIGHTS, ModelCard, ModelOptions
 from pipeline.model.image_tower import ImageTower
 from pipeline.model.images import Style
 from pipeline.model.model import Model
-from pipeline.model.preprocess import Resize
 from pipeline.model.text_tower import TextTower
 from pipeline.records import ImageLimits
 
@@ -28,7 +27,6 @@ def describe_model(
     preprocessing: Style = "shop",
     max_tokens: int = 512,
     jpeg_draft: bool = False,
-    resize: Resize = "exact",
     revision: str | None = None,
 ) -> ModelCard:
     """Check a model as far as that goes without loading it, and say who it is.
@@ -40,7 +38,7 @@ def describe_model(
     Raises:
         ModelError: what is wrong, in which file, and what to do.
     """
-    options = ModelOptions(dtype, preprocessing, max_tokens, jpeg_draft, resize)
+    options = ModelOptions(dtype, preprocessing, max_tokens, jpeg_draft)
     folder = resolve(name, revision)
     if (kind := kind_of(folder)) != "jina-clip":
         from pipeline.model import clip
@@ -58,7 +56,6 @@ def load_model(
     towers: Sequence[str] = TOWERS,
     max_tokens: int = 512,
     jpeg_draft: bool = False,
-    resize: Resize = "exact",
     compile: bool = False,  # noqa: A002  the field's own word
     revision: str | None = None,
     limits: ImageLimits | None = None,
@@ -74,7 +71,6 @@ def load_model(
         towers: which to load; identities are the same whichever.
         max_tokens: longer texts are cut; up to 8,192.
         jpeg_draft: decode large JPEG files at reduced size: faster, and no longer exact.
-        resize: `exact` is Pillow's; `fast` takes a quarter of its time, and some pixels are a level off.
         compile: run the towers through `torch.compile`, after comparing them with the plain ones.
         revision: commit hash on the hub; pinned already for jina-clip-v1.
         limits: which images are refused undecoded.
@@ -83,7 +79,7 @@ def load_model(
     Raises:
         ModelError: what is wrong, in which file, and what to do.
     """
-    options = ModelOptions(dtype, preprocessing, max_tokens, jpeg_draft, resize)
+    options = ModelOptions(dtype, preprocessing, max_tokens, jpeg_draft)
     wanted = [tower for tower in TOWERS if tower in towers]
     if not wanted or len(wanted) != len(set(towers)):
         raise ModelError(f"towers must name text, image or both, not {list(towers)}.")

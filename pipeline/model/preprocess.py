@@ -1,22 +1,21 @@
-"""Images as the square uint8 crop that the image tower takes. Pillow and numpy; torch only as it resizes."""
+"""Images as the square uint8 crop that the image tower takes. Pillow and numpy, never torch."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from pipeline.errors import ModelError
-from pipeline.model.images import Style, read_rgb
+from pipeline.model.images import Bytes, Style, read_rgb
+from pipeline.model.resize import resized
 from pipeline.records import ImageLimits
-
-Resize = Literal["exact", "fast"]
 
 PUBLISHED_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PUBLISHED_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,7 +38,7 @@ class PreparedImage:
         thumbnail: JPEG, longest side at most 224 px, or None where it was not asked for.
     """
 
-    crop: np.ndarray[Any, np.dtype[np.uint8]]
+    crop: Bytes
     width_px: int
     height_px: int
     thumbnail: bytes | None = None
@@ -59,7 +58,6 @@ class PixelRecipe:
         resample: Pillow's filter number; 3 is bicubic, 2 bilinear.
         style: see `pipeline.model.images.read_rgb`.
         jpeg_draft: whether JPEG files are decoded at reduced size; faster for large photos, at a small cost in cosine.
-        resize: `exact` is Pillow's own, bit for bit; `fast` is `pipeline.model.resize`, a level off here and there.
     """
 
     size: int
@@ -70,11 +68,10 @@ class PixelRecipe:
     resample: int = int(Image.Resampling.BICUBIC)
     style: Style = "shop"
     jpeg_draft: bool = False
-    resize: Resize = "exact"
 
     def settings(self) -> dict[str, object]:
-        """What decides which pixels come out, for the model's identity; the one of before `fast` stays as it was."""
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("resize", "exact")}
+        """What decides which pixels come out, for the model's identity."""
+        return asdict(self)
 
     def prepare(
         self, source: bytes | Image.Image, *, limits: ImageLimits | None = None, thumbnail: bool = False
@@ -86,57 +83,44 @@ class PixelRecipe:
         """
         draft_px = DRAFT_FACTOR * self.size if self.jpeg_draft else None
         rgb = read_rgb(source, limits=limits or ImageLimits(), style=self.style, draft_px=draft_px)
-        scaled = self._scaled(rgb.image)
-        crop = np.array(self._centre(scaled), dtype=np.uint8)  # (size, size, 3)
-        small = _thumbnail(rgb.image, scaled if self.fit == "crop" else rgb.image) if thumbnail else None
+        scaled = self._scaled(rgb.pixels)
+        crop = np.ascontiguousarray(self._centre(scaled)[..., :3])  # (size, size, 3)
+        small = _thumbnail(rgb.pixels, scaled if self.fit == "crop" else rgb.pixels) if thumbnail else None
         return PreparedImage(crop, rgb.width_px, rgb.height_px, small)
 
-    def _scaled(self, image: Image.Image) -> Image.Image:
+    def _scaled(self, pixels: Bytes) -> Bytes:
         """The image with its short side, or where it is squashed both, at the model's size."""
         if self.fit == "squash":
-            return self._resized(image, (self.size, self.size))
-        width, height = image.size
+            return resized(pixels, (self.size, self.size), self.resample)
+        height, width, _ = pixels.shape
         # The long side is cut to an integer, not rounded: torchvision's rule, and bit-exactness hangs on it.
         if width <= height:
-            scaled = (self.size, int(self.size * height / width))
-        else:
-            scaled = (int(self.size * width / height), self.size)
-        return image if scaled == image.size else self._resized(image, scaled)
+            return resized(pixels, (self.size, int(self.size * height / width)), self.resample)
+        return resized(pixels, (int(self.size * width / height), self.size), self.resample)
 
-    def _resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        if self.resize == "exact":
-            return image.resize(size, Image.Resampling(self.resample))
-        from pipeline.model.resize import resized
-
-        return resized(image, size, self.resample)
-
-    def _centre(self, scaled: Image.Image) -> Image.Image:
-        left, top = (self._offset(side) for side in scaled.size)
-        return scaled.crop((left, top, left + self.size, top + self.size))
+    def _centre(self, scaled: Bytes) -> Bytes:
+        top, left = (self._offset(side) for side in scaled.shape[:2])
+        return scaled[top : top + self.size, left : left + self.size]
 
     def _offset(self, side: int) -> int:
         # Python's round goes to the even neighbour at a half, as torchvision's CenterCrop does.
         return (side - self.size) // 2 if self.centre == "floor" else round((side - self.size) / 2)
 
 
-def _thumbnail(image: Image.Image, scaled: Image.Image) -> bytes:
+def _thumbnail(pixels: Bytes, scaled: Bytes) -> bytes:
     """A JPEG for people, from the image or, which is as good and quicker, from what was scaled for the model."""
-    scale = THUMBNAIL_PX / max(image.size)
+    height, width, _ = pixels.shape
+    scale = THUMBNAIL_PX / max(width, height)
     if scale < 1:
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        if THUMBNAIL_PX <= max(scaled.size) < max(image.size):
-            image = scaled
-        if image.size != size:
-            from pipeline.model.resize import resized
-
-            factor = max(image.size) // (2 * THUMBNAIL_PX)  # first by whole pixels: cheap, and little memory
-            image = resized(image.reduce(factor) if factor > 1 else image, size, Image.Resampling.BICUBIC)
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=THUMBNAIL_QUALITY)
-    return out.getvalue()
+        of = scaled if THUMBNAIL_PX <= max(scaled.shape) < max(width, height) else pixels
+        pixels = resized(of, (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
+    encoded = simplejpeg.encode_jpeg(
+        pixels, quality=THUMBNAIL_QUALITY, colorspace="RGBX", colorsubsampling="420", fastdct=False
+    )
+    return bytes(encoded)
 
 
-def read_recipe(path: Path, size: int, *, style: Style, jpeg_draft: bool, resize: Resize = "exact") -> PixelRecipe:
+def read_recipe(path: Path, size: int, *, style: Style, jpeg_draft: bool) -> PixelRecipe:
     """Read a jina-clip `preprocessor_config.json`.
 
     Args:
@@ -144,7 +128,6 @@ def read_recipe(path: Path, size: int, *, style: Style, jpeg_draft: bool, resize
         size: the image tower's input size; the file must agree.
         style: `shop` or `published`.
         jpeg_draft: see `PixelRecipe`.
-        resize: see `PixelRecipe`.
 
     Raises:
         ModelError: unreadable, or asking for another resize, filter or size.
@@ -164,7 +147,7 @@ def read_recipe(path: Path, size: int, *, style: Style, jpeg_draft: bool, resize
     mean, std = (three_numbers(path, values, key, at) for key, at in (("mean", PUBLISHED_MEAN), ("std", PUBLISHED_STD)))
     if min(std) <= 0:
         raise ModelError(f"{path}: std must be positive, not {std}.")
-    return PixelRecipe(size=size, mean=mean, std=std, style=style, jpeg_draft=jpeg_draft, resize=resize)
+    return PixelRecipe(size=size, mean=mean, std=std, style=style, jpeg_draft=jpeg_draft)
 
 
 def three_numbers(path: Path, values: dict[str, Any], key: str, default: Sequence[float]) -> tuple[float, float, float]:

@@ -146,8 +146,8 @@ def _decode(usage: Usage, config: Config) -> str:
         if usage.gpus
         else ["more cores, or machines for more pool.actors"]
     )
-    quicker = {"images.jpeg_draft=true": config.images.jpeg_draft, "images.resize=fast": config.images.resize == "fast"}
-    knobs += [f"{knob} (other vectors: all is embedded anew)" for knob, is_turned in quicker.items() if not is_turned]
+    if not config.images.jpeg_draft:
+        knobs.append("images.jpeg_draft=true (other vectors: all is embedded anew)")
     return f"{said}: {_any([*knobs, 'smaller images'])} would help"
 
 

@@ -12,7 +12,7 @@ from pipeline.catalog.partitions import Catalog
 from pipeline.errors import ClusterError
 from pipeline.paths import exists
 from pipeline.run.cluster import PoolSize
-from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource, has_cuda
+from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource, has_cuda, is_resize_compiled
 from pipeline.run.memory import limit_memory
 from pipeline.run.metrics import ActorMetrics
 from pipeline.run.partition import PartitionResult, Work, stage_partition
@@ -34,6 +34,7 @@ class ActorInfo:
     cuda_visible_devices: str | None
     device: str
     decode_threads: int
+    is_resize_compiled: bool
     model_id: str
     fingerprint: str
 
@@ -91,6 +92,7 @@ class EmbedWorker:
             cuda_visible_devices=visible,
             device=device,
             decode_threads=settings.decode_threads,
+            is_resize_compiled=is_resize_compiled(),
             model_id=model.model_id,
             fingerprint=model.fingerprint,
         )
