@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.model import resize
-from pipeline.model.resize import resized
+from pipeline.model.resize import cropped, resized
 
 SIDE = st.integers(1, 200)
 
@@ -70,8 +70,21 @@ def test_other_arguments_are_refused(shape: tuple[int, ...], resample: int):
         resized(np.zeros(shape, np.uint8), (4, 4), resample)
 
 
+@settings(max_examples=60, deadline=None)
+@given(shape=st.tuples(SIDE, SIDE), data=st.data())
+def test_a_crop_is_the_part_without_fourth_bytes(shape: tuple[int, int], data: st.DataObject):
+    pixels = drawn(*shape, "noise")
+    size = data.draw(st.integers(1, min(shape)))
+    top, left = (data.draw(st.integers(0, side - size)) for side in shape)
+    assert np.array_equal(cropped(pixels, left, top, size), pixels[top : top + size, left : left + size, :3])
+    for at in ((left, shape[0] - size + 1), (shape[1] - size + 1, top), (-1, top), (left, -1)):
+        with pytest.raises(ValueError, match="are not inside of"):
+            cropped(pixels, *at, size)
+
+
 def test_without_the_compiled_module_pillow_resizes(monkeypatch: pytest.MonkeyPatch):
     pixels = drawn(300, 100, "noise")
-    compiled = resized(pixels, (50, 60), 3)
-    monkeypatch.setattr(resize, "_resample", None)
+    compiled, crop = resized(pixels, (50, 60), 3), cropped(pixels, 3, 4, 90)
+    monkeypatch.setattr(resize, "_compiled", None)
     assert np.array_equal(resized(pixels, (50, 60), 3)[..., :3], compiled[..., :3])
+    assert np.array_equal(cropped(pixels, 3, 4, 90), crop)

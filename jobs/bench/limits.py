@@ -99,7 +99,7 @@ def _decode() -> Iterator[Row]:
 
         def decode(data: bytes = data, count: int = _PHOTOS[side]) -> None:
             for _ in range(count):
-                simplejpeg.decode_jpeg(data)
+                simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
 
         name = f"JPEG decode, one core, {side} px"
         yield in_turns({name: decode}).row("limits", name, _PHOTOS[side], "images/s")

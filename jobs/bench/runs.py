@@ -108,7 +108,7 @@ def _decoding(ways: Mapping[str, PixelRecipe], images: Sequence[bytes], of: str)
 
     def library() -> None:
         for data in images:
-            simplejpeg.decode_jpeg(data)
+            simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
 
     def by_pillow(size: int) -> None:
         for data in images:

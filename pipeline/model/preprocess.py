@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import simplejpeg
 from PIL import Image
 
 from pipeline.errors import ModelError
 from pipeline.model.images import Bytes, Style, read_rgb
-from pipeline.model.resize import resized
+from pipeline.model.resize import cropped, resized
 from pipeline.records import ImageLimits
 
 PUBLISHED_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -84,7 +83,8 @@ class PixelRecipe:
         draft_px = DRAFT_FACTOR * self.size if self.jpeg_draft else None
         rgb = read_rgb(source, limits=limits or ImageLimits(), style=self.style, draft_px=draft_px)
         scaled = self._scaled(rgb.pixels)
-        crop = np.ascontiguousarray(self._centre(scaled)[..., :3])  # (size, size, 3)
+        top, left = (self._offset(side) for side in scaled.shape[:2])
+        crop = cropped(scaled, left, top, self.size)
         small = _thumbnail(rgb.pixels, scaled if self.fit == "crop" else rgb.pixels) if thumbnail else None
         return PreparedImage(crop, rgb.width_px, rgb.height_px, small)
 
@@ -97,10 +97,6 @@ class PixelRecipe:
         if width <= height:
             return resized(pixels, (self.size, int(self.size * height / width)), self.resample)
         return resized(pixels, (int(self.size * width / height), self.size), self.resample)
-
-    def _centre(self, scaled: Bytes) -> Bytes:
-        top, left = (self._offset(side) for side in scaled.shape[:2])
-        return scaled[top : top + self.size, left : left + self.size]
 
     def _offset(self, side: int) -> int:
         # Python's round goes to the even neighbour at a half, as torchvision's CenterCrop does.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,13 @@ from PIL import Image
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def _compiled() -> Callable[[Bytes, int, int, Bytes, int, int, int], None] | None:
-    try:
-        from pipeline.model._resample import resample
-    except ImportError:  # installed without a compiler: the same pixels, later
-        return None
-    return resample
-
-
-_resample = _compiled()
-IS_COMPILED = _resample is not None
-"""Whether it runs in `resample.c`, or in Pillow."""
+_compiled: ModuleType | None
+try:
+    _compiled = importlib.import_module("pipeline.model._resample")
+except ImportError:  # installed without a compiler: the same pixels, later
+    _compiled = None
+IS_COMPILED = _compiled is not None
+"""Whether `resample.c` does the work, or Pillow and numpy."""
 
 
 def resized(pixels: Bytes, size: tuple[int, int], resample: int) -> Bytes:
@@ -43,10 +40,22 @@ def resized(pixels: Bytes, size: tuple[int, int], resample: int) -> Bytes:
         raise ValueError(f"resized takes pixels (H, W, 4) and filter 2 or 3, not {pixels.shape} and {resample}")
     if pixels.shape[:2] == (height, width):
         return pixels
-    if _resample is None:
+    if _compiled is None:
         return _by_pillow(pixels, size, resample)
     out = np.empty((height, width, 4), np.uint8)
-    _resample(pixels, pixels.shape[0], pixels.shape[1], out, height, width, resample)
+    _compiled.resample(pixels, pixels.shape[0], pixels.shape[1], out, height, width, resample)
+    return out
+
+
+def cropped(pixels: Bytes, left: int, top: int, size: int) -> Bytes:
+    """A square part of uint8 (H, W, 4) as uint8 (size, size, 3); ValueError where it does not lie inside."""
+    height, width, _ = pixels.shape
+    if min(left, top) < 0 or left + size > width or top + size > height:
+        raise ValueError(f"{size} x {size} pixels from {left}, {top} are not inside of {width} x {height}")
+    if _compiled is None:
+        return np.ascontiguousarray(pixels[top : top + size, left : left + size, :3])
+    out = np.empty((size, size, 3), np.uint8)
+    _compiled.crop(pixels, height, width, top, left, out, size, size)
     return out
 
 
