@@ -38,7 +38,7 @@ _NO_INDEX = "release.index_min_rows=1000000000"
 def by_products(
     folder: Path, sizes: Sequence[int], *, turns: int = TURNS, settings: Sequence[str] = ()
 ) -> Iterator[Row]:
-    """Backfills of catalogs of these sizes, in turns; all but the largest are repeated, each rate beside the first's.
+    """Backfills of catalogs of these sizes, in turns, each rate beside the first's.
 
     Args:
         folder: for catalogs and databases, which are removed.
