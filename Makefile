@@ -1,4 +1,5 @@
-# A fresh machine needs Python 3.11+, make and a C compiler; all else is installed into .venv at the top of the checkout.
+# A fresh machine needs Python 3.11+ and make, and a C compiler with Python's headers for the quick resize of images;
+# everything else is installed into .venv at the top of the checkout.
 PYTHON ?= python3
 # The torch requirement: constraints.txt pins it unless another is given here; see README.md, "GPUs".
 TORCH ?= torch

@@ -224,6 +224,7 @@ def test_draft_decodes_less_and_stays_near():
 @given(
     size=st.tuples(st.integers(8, 90), st.integers(8, 90)),
     mode=st.sampled_from(["RGB", "L"]),
+    draft_px=st.integers(1, 100),
     options=st.fixed_dictionaries(
         {"quality": st.integers(10, 100)},
         optional={
@@ -234,21 +235,69 @@ def test_draft_decodes_less_and_stays_near():
         },
     ),
 )
-def test_plain_jpeg_files_are_decoded_as_pillow_does(size: tuple[int, int], mode: str, options: dict[str, object]):
+def test_plain_jpeg_files_are_decoded_as_pillow_does(
+    size: tuple[int, int], mode: str, draft_px: int, options: dict[str, object]
+):
     if "keep_rgb" in options:  # Pillow writes such a file with all of its colours only
         options = {**options, "subsampling": 0}
     stored = encode(draw("gradient").resize(size).convert(mode), "JPEG", **options)
     with Image.open(io.BytesIO(stored)) as image:
         wanted = np.asarray(image.convert("RGB"))
-    assert images._jpeg_pixels(stored) is not None, "none of these goes back to Pillow"
+    assert images._jpeg_pixels(stored, size) is not None, "none of these goes back to Pillow"
+    with Image.open(io.BytesIO(stored)) as image:
+        image.draft(mode, (-(-size[0] * draft_px // min(size)), -(-size[1] * draft_px // min(size))))
+        drafted = np.asarray(image.convert("RGB"))
+    got = read_rgb(stored, limits=ImageLimits(), draft_px=draft_px)
+    assert np.array_equal(got.pixels[..., :3], drafted)
+    assert (got.width_px, got.height_px) == size
     for style in ("shop", "published"):
         assert np.array_equal(read_rgb(stored, limits=ImageLimits(), style=style).pixels[..., :3], wanted)
 
 
+def scans(data: bytes) -> bytes:
+    """The last scan of a JPEG file, without its end marker."""
+    return data[data.rindex(b"\xff\xda") : -2]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_file_of_thousands_of_scans_is_not_decoded(progressive: bool):
+    whole = encode(draw("gradient"), "JPEG", progressive=progressive)
+    bomb = whole[:-2] + scans(whole) * 1000 + whole[-2:]
+    with pytest.raises(ImageRejected, match="made to keep a decoder busy") as found:
+        SHOP.prepare(bomb)
+    assert found.value.reason == Reason.IMAGE_CORRUPT
+    for behind in (scans(whole) * 1000, b"\xff\xda" * 1000):  # as the film is behind a telephone's photo
+        assert np.array_equal(SHOP.prepare(whole + behind).crop, SHOP.prepare(whole).crop)
+    comment = b"\xff\xfe" + (2 + 4000).to_bytes(2) + b"\xff\xda" * 2000
+    assert np.array_equal(SHOP.prepare(whole[:2] + comment + whole[2:]).crop, SHOP.prepare(whole).crop)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("PNG", "RGBA"), ("JPEG", "CMYK"), ("JPEG", "RGB")])
+def test_memory_of_a_large_image(kind: str, mode: str):
+    code = """
+import io, resource, sys
+from PIL import Image
+from pipeline.model.preprocess import PixelRecipe
+kind, mode = sys.argv[1:]
+out = io.BytesIO()
+Image.new(mode, (6000, 4000), 90).save(out, kind)
+data = out.getvalue()
+if kind == "JPEG" and mode == "RGB":
+    data = data[:-2] + bytes(8) + data[-2:]  # which libjpeg-turbo warns of, so that Pillow decodes it
+recipe = PixelRecipe(64)
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+recipe.prepare(data)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
+"""
+    done = subprocess.run([sys.executable, "-c", code, kind, mode], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) * 1024 < 6000 * 4000 * 14  # 4 bytes a pixel: the image, its conversions, one copy
+
+
 def test_what_is_not_a_plain_jpeg_file_goes_to_pillow():
     whole = encode(draw("gradient"), "JPEG")
-    assert images._jpeg_pixels(whole[:-400]) is None
-    assert images._jpeg_pixels(whole[:-2]) is None  # without its end marker
+    assert images._jpeg_pixels(whole[:-400], (320, 240)) is None
+    assert images._jpeg_pixels(whole[:-2], (320, 240)) is None  # without its end marker
     assert reason_of(whole[:-2]) == Reason.IMAGE_TRUNCATED
     cmyk = encode(draw("gradient").convert("CMYK"), "JPEG")
     assert np.abs(SHOP.prepare(cmyk).crop.astype(int) - SHOP.prepare(encode(draw("gradient"))).crop).mean() < 12

@@ -66,8 +66,25 @@ def test_an_image_of_that_size_is_left_as_it_is():
 
 @pytest.mark.parametrize(("shape", "resample"), [((8, 8, 3), 3), ((8, 8), 3), ((8, 8, 4), 1), ((0, 8, 4), 3)])
 def test_other_arguments_are_refused(shape: tuple[int, ...], resample: int):
-    with pytest.raises(ValueError, match=r"pixels \(H, W, 4\)"):
+    with pytest.raises(ValueError, match=r"contiguous uint8 pixels \(H, W, 4\)"):
         resized(np.zeros(shape, np.uint8), (4, 4), resample)
+
+
+@pytest.mark.parametrize("compiled", [resize._compiled, None])
+def test_other_pixels_are_refused_compiled_or_not(monkeypatch: pytest.MonkeyPatch, compiled: object):
+    monkeypatch.setattr(resize, "_compiled", compiled)
+    pixels = drawn(9, 9, "noise")
+    for other in (pixels[:, ::2], pixels.astype(np.int8), pixels.astype(np.float32)):
+        with pytest.raises(ValueError, match="contiguous uint8"):
+            resized(other, (4, 4), 3)
+        with pytest.raises(ValueError, match="are not inside of"):
+            cropped(other, 0, 0, 3)
+    for size in ((0, 4), (4, -1)):
+        with pytest.raises(ValueError, match="a size"):
+            resized(pixels, size, 3)
+    for side in (0, -1):
+        with pytest.raises(ValueError, match="are not inside of"):
+            cropped(pixels, 0, 0, side)
 
 
 @settings(max_examples=60, deadline=None)

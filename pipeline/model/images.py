@@ -6,7 +6,7 @@ name of a file means nothing. Pillow's process-wide switches (`MAX_IMAGE_PIXELS`
 touched. Colour profiles are ignored, as the published preprocessing does.
 
 Pillow reads the headers, and all but plain JPEG files. Those are decoded by libjpeg-turbo at once, to the same pixels
-and without Python's lock; one that it finds anything wrong with goes back to Pillow, which says what.
+and without Python's lock; one that it finds anything wrong with goes back to Pillow, which decides and says why.
 
 This module needs Pillow, simplejpeg and numpy, never torch.
 """
@@ -14,6 +14,7 @@ This module needs Pillow, simplejpeg and numpy, never torch.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import threading
 import warnings
@@ -57,6 +58,11 @@ _OTHER_IMAGES = {
     b"II+\0": "BigTIFF",
     b"MM\0+": "BigTIFF",
 }
+MOST_SCANS = 100
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+"""Of JPEG, with a length behind it or the end: what stands in a scan's data, and what stands alone, is none."""
+_STRIP_BYTES = 8 << 20
 _UPRIGHT: dict[int, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -108,13 +114,13 @@ def read_rgb(
             short = min(width, height)
             image.draft(image.mode, (-(-width * draft_px // short), -(-height * draft_px // short)))
         try:
-            is_whole = is_plain_jpeg and draft_px is None and not isinstance(source, Image.Image)
-            pixels = _jpeg_pixels(source) if is_whole else None
+            pixels = _jpeg_pixels(source, image.size) if is_plain_jpeg and image is not source else None
             if pixels is None:
                 image.load()
             orientation = _orientation(image) if style == "shop" else 1
             if pixels is None:
-                pixels = _rgbx(_shop_rgb(image) if style == "shop" else image.convert("RGB"))
+                image = _shop_rgb(image) if style == "shop" else _converted(image)  # which lets go of the one before
+                pixels = _rgbx(image)
         except ImageRejected:
             raise
         except Exception as error:  # the boundary to Pillow: its decoders raise nearly every type there is
@@ -126,17 +132,52 @@ def read_rgb(
     return Rgb(pixels, width, height)
 
 
-def _jpeg_pixels(data: object) -> Bytes | None:
-    """Uint8 (H, W, 4), by the same steps as Pillow's decoder; None of a file that is not quite as it should be."""
+def _jpeg_pixels(data: object, size: tuple[int, int]) -> Bytes | None:
+    """Uint8 (H, W, 4) by the steps of Pillow's decoder, which may be told to decode at reduced size.
+
+    Args:
+        data: a JPEG file.
+        size: width and height that Pillow would decode it to.
+
+    Returns:
+        None of a file that is not quite as it should be.
+    """
+    width, height = size
     try:
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGBA", fastdct=False, fastupsample=False), dtype=np.uint8)
+        pixels = simplejpeg.decode_jpeg(
+            data, "RGBA", fastdct=False, fastupsample=False, min_height=height, min_width=width
+        )
     except ValueError:
         return None
+    return np.asarray(pixels, np.uint8) if pixels.shape[:2] == (height, width) else None
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _rgbx(image: Image.Image) -> Bytes:
-    """A Pillow image of mode RGB as uint8 (H, W, 4)."""
-    return np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(image.height, image.width, 4)
+    """A Pillow image of mode RGB as uint8 (H, W, 4), strip by strip: Pillow's own way holds two copies at a time."""
+    width, height = image.size
+    pixels = np.empty((height, width, 4), np.uint8)
+    rows = max(1, _STRIP_BYTES // (4 * width))
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.frombuffer(strip.tobytes("raw", "RGBX"), np.uint8).reshape(-1, width, 4)
+    return pixels
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG file of thousands of scans, each of which decodes the whole image anew: seconds for a few bytes."""
+    if data.count(_START_OF_SCAN) <= MOST_SCANS:  # at once for nearly all; data behind the image may hold the bytes too
+        return
+    count, place = 0, 2
+    while (marker := _MARKER.search(data, place)) is not None and data[marker.start() : marker.end()] != _END_OF_IMAGE:
+        count += data[marker.start() : marker.end()] == _START_OF_SCAN
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    if count > MOST_SCANS:
+        detail = f"{count} scans, where a progressive JPEG has about ten: made to keep a decoder busy"
+        raise ImageRejected(Reason.IMAGE_CORRUPT, detail)
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -147,6 +188,8 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
         detail = f"{len(data)} bytes are over the limit of {limits.max_bytes}"
         raise ImageRejected(Reason.IMAGE_TOO_LARGE_BYTES, detail)
     kind = _sniff(data)
+    if kind == "JPEG":
+        _check_scans(data)
     try:
         return Image.open(io.BytesIO(data), formats=[kind])
     except Image.DecompressionBombError as error:
@@ -242,7 +285,7 @@ def _shop_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
-    return image.convert("RGB")
+    return _converted(image)
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:

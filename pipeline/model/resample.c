@@ -260,8 +260,8 @@ static PyObject *py_crop(PyObject *self, PyObject *args) {
     int height, width, top, left, out_height, out_width;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*iiiiw*ii", &from, &height, &width, &top, &left, &to, &out_height, &out_width)) return NULL;
-    const int is_fine = top >= 0 && left >= 0 && out_height > 0 && out_width > 0 && out_height <= height - top &&
-                        out_width <= width - left && from.len == (Py_ssize_t)height * width * CHANNELS &&
+    const int is_fine = height > 0 && width > 0 && top >= 0 && left >= 0 && out_height > 0 && out_width > 0 &&
+                        out_height <= height - top && out_width <= width - left && from.len == (Py_ssize_t)height * width * CHANNELS &&
                         to.len == (Py_ssize_t)out_height * out_width * 3;
     for (int y = 0; is_fine && y < out_height; y++) {
         const uint8_t *pixel = (const uint8_t *)from.buf + ((size_t)(top + y) * width + left) * CHANNELS;

@@ -1,4 +1,4 @@
-"""Resizing as Pillow does, bit for bit, in a seventh of its time where a C compiler was there at the installation."""
+"""Resizing to Pillow's bytes in a seventh of its time, where a C compiler was there at the installation."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ def resized(pixels: Bytes, size: tuple[int, int], resample: int) -> Bytes:
         uint8 (height, width, 4); the image itself where it has that size.
 
     Raises:
-        ValueError: another filter, or another shape.
+        ValueError: another filter, or other pixels.
     """
     width, height = size
-    if pixels.ndim != 3 or pixels.shape[2] != 4 or not pixels.size or resample not in (2, 3):
-        raise ValueError(f"resized takes pixels (H, W, 4) and filter 2 or 3, not {pixels.shape} and {resample}")
+    if not _is_image(pixels) or min(size) < 1 or resample not in (2, 3):
+        told = f"not {pixels.dtype} {pixels.shape} to {size} by {resample}"
+        raise ValueError(f"resized takes contiguous uint8 pixels (H, W, 4), a size and filter 2 or 3, {told}")
     if pixels.shape[:2] == (height, width):
         return pixels
     if _compiled is None:
@@ -49,14 +50,19 @@ def resized(pixels: Bytes, size: tuple[int, int], resample: int) -> Bytes:
 
 def cropped(pixels: Bytes, left: int, top: int, size: int) -> Bytes:
     """A square part of uint8 (H, W, 4) as uint8 (size, size, 3); ValueError where it does not lie inside."""
-    height, width, _ = pixels.shape
-    if min(left, top) < 0 or left + size > width or top + size > height:
-        raise ValueError(f"{size} x {size} pixels from {left}, {top} are not inside of {width} x {height}")
+    height, width = pixels.shape[:2]
+    if not _is_image(pixels) or min(left, top) < 0 or size < 1 or left + size > width or top + size > height:
+        raise ValueError(f"{size} x {size} pixels from {left}, {top} are not inside of {pixels.dtype} {pixels.shape}")
     if _compiled is None:
         return np.ascontiguousarray(pixels[top : top + size, left : left + size, :3])
     out = np.empty((size, size, 3), np.uint8)
     _compiled.crop(pixels, height, width, top, left, out, size, size)
     return out
+
+
+def _is_image(pixels: Bytes) -> bool:
+    is_shaped = pixels.ndim == 3 and pixels.shape[2] == 4 and pixels.size > 0
+    return is_shaped and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
 
 
 def _by_pillow(pixels: Bytes, size: tuple[int, int], resample: int) -> Bytes:

@@ -127,8 +127,8 @@ def stage(
                     log.info("actor %d on %s: %s, GPUs %s", info.actor, info.node, info.device, gpus)
                     if not info.is_resize_compiled:
                         log.warning(
-                            "actor %d on %s resizes images in Pillow, at a seventh of the speed: install twotower "
-                            "there with a C compiler; the pixels are the same",
+                            "actor %d on %s resizes images in Pillow, to the same pixels but at a seventh of the "
+                            "speed: install twotower there again, with a C compiler and Python's headers",
                             info.actor,
                             info.node,
                         )
