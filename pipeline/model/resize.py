@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-
+from pipeline.model.images import Bytes
 
 _compiled: ModuleType | None
 try:
