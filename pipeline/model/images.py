@@ -121,7 +121,7 @@ def read_rgb(
             orientation = _orientation(image) if style == "shop" else 1
             if pixels is None:
                 image = _shop_rgb(image) if style == "shop" else _converted(image)  # which lets go of the one before
-                pixels = _rgbx(image)
+                pixels = rgbx(image)
         except ImageRejected:
             raise
         except Exception as error:  # the boundary to Pillow: its decoders raise nearly every type there is
@@ -157,7 +157,7 @@ def _converted(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _rgbx(image: Image.Image) -> Bytes:
+def rgbx(image: Image.Image) -> Bytes:
     """A Pillow image of mode RGB as uint8 (H, W, 4), strip by strip: Pillow's own way holds two copies at a time."""
     width, height = image.size
     pixels = np.empty((height, width, 4), np.uint8)

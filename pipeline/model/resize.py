@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from pipeline.model.images import Bytes
+from pipeline.model.images import Bytes, rgbx
 
 _compiled: ModuleType | None
 try:
@@ -67,5 +67,4 @@ def _by_pillow(pixels: Bytes, size: tuple[int, int], resample: int) -> Bytes:
     width, height = size
     whole = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), pixels.tobytes(), "raw", "RGBX")
     narrow = whole.resize((width, whole.height), Image.Resampling(resample))
-    short = narrow.resize((width, height), Image.Resampling(resample))
-    return np.frombuffer(short.tobytes("raw", "RGBX"), np.uint8).reshape(height, width, 4)
+    return rgbx(narrow.resize((width, height), Image.Resampling(resample)))

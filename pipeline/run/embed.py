@@ -384,13 +384,6 @@ def has_cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def is_resize_compiled() -> bool:
-    """Whether images are resized by compiled code here, and not by Pillow."""
-    from pipeline.model.resize import IS_COMPILED
-
-    return IS_COMPILED
-
-
 def _pending_text(product: Product) -> Pending:
     text = product.text or ""
     item = Pending(product.product_id, product.row, "text", None, text_sha256(text), text)

@@ -10,9 +10,10 @@ import ray
 
 from pipeline.catalog.partitions import Catalog
 from pipeline.errors import ClusterError
+from pipeline.model.resize import IS_COMPILED
 from pipeline.paths import exists
 from pipeline.run.cluster import PoolSize
-from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource, has_cuda, is_resize_compiled
+from pipeline.run.embed import Embedder, EmbedSettings, ReuseSource, has_cuda
 from pipeline.run.memory import limit_memory
 from pipeline.run.metrics import ActorMetrics
 from pipeline.run.partition import PartitionResult, Work, stage_partition
@@ -92,7 +93,7 @@ class EmbedWorker:
             cuda_visible_devices=visible,
             device=device,
             decode_threads=settings.decode_threads,
-            is_resize_compiled=is_resize_compiled(),
+            is_resize_compiled=IS_COMPILED,
             model_id=model.model_id,
             fingerprint=model.fingerprint,
         )
