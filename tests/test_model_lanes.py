@@ -64,12 +64,20 @@ def test_towers_come_first() -> None:
     torch.set_num_threads(1)
     lanes = Lanes()
     ran: list[str] = []
-    is_held = threading.Event()
-    lanes.submit(is_held.wait)
+    has_begun, is_held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        has_begun.set()
+        is_held.wait()
+
+    lanes.submit(hold)
+    assert has_begun.wait(60), "the one lane is taken; had it not yet been, it would take the first batch"
     others = [lanes.submit(ran.append, f"other {at}") for at in range(2)]
     mapping = threading.Thread(target=lambda: lanes.map(ran.append, ["batch 0", "batch 1"]))
     mapping.start()
+    until = time.monotonic() + 60
     while len(lanes._batches) < 2:
+        assert time.monotonic() < until
         time.sleep(0.001)
     is_held.set()
     mapping.join()
