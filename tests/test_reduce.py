@@ -7,7 +7,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.run.reduce import Reduction, bucket_of, reduce_products
+from pipeline.run.reduce import Reduction, reduce_products
+from pipeline.run.shuffle import bucket_of
 from pipeline.run.staging import staged_schema
 from pipeline.store.content import content_digest
 
@@ -24,7 +25,7 @@ def _row(kind: str, product_id: str, row: int, ordinal: int | None = None, **mor
 
 def _staged(rows: list[dict[str, Any]]) -> pa.Table:
     table = pa.Table.from_pylist(rows, schema=staged_schema(DIM, []))
-    return table.append_column("partition", pa.array(["part"] * len(rows)).dictionary_encode())
+    return table.append_column("partition", pa.array(["part"] * len(rows)))
 
 
 PRODUCTS = st.lists(

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.records import Product, Reason, Rejected
-from pipeline.run.ledger import Ledger, work_key
+from pipeline.run.ledger import DEALT, Ledger, work_key
 from pipeline.run.partition import PartitionResult, StagedFile
 from pipeline.run.staging import EmbeddedInput, StagedWriter, file_sha256, staged_schema
 
@@ -117,3 +117,18 @@ def test_only_old_files_that_no_entry_names_are_swept(tmp_path: Path) -> None:
     assert young.exists()
     assert not old.exists()
     assert ledger.find({"part": "key"}) == {"part": result}
+
+
+def test_a_dead_runs_scratch_is_swept_once_old_and_what_it_dealt_at_once(tmp_path: Path) -> None:
+    for name, seconds in (("plan-dead", 0), ("plan-living", None), ("plan-empty", 0), ("other", 0)):
+        (tmp_path / name).mkdir()
+        if name != "plan-empty":
+            (tmp_path / name / "1.scanned.parquet").write_bytes(b"x")
+            (tmp_path / name / f"1{DEALT}").write_bytes(b"x")
+        for path in [*(tmp_path / name).iterdir(), tmp_path / name] if seconds is not None else []:
+            os.utime(path, (seconds, seconds))
+    Ledger(str(tmp_path)).sweep_scratch()
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == [
+        "other", f"other/1{DEALT}", "other/1.scanned.parquet", "plan-living", "plan-living/1.scanned.parquet",
+    ]  # fmt: skip

@@ -109,8 +109,12 @@ def _run(config: Config, order: Order, gate: Gate | None) -> dict[str, Any]:
                 if (newest := writer.take()) == run.base:
                     break
                 run.base = newest  # released meanwhile: what is staged holds, but not what was planned on the old one
-            _write(db, run, catalog, plan, results, order, how, gate, cluster=cluster, stop=stop, writer=writer)
             ledger = Ledger(config.staging_path)
+            ledger.sweep_scratch()
+            _write(
+                db, run, catalog, plan, results, order, how, gate, cluster=cluster, folder=folder, stop=stop,
+                writer=writer,
+            )  # fmt: skip
             ledger.forget({*results, *plan.rows.pending, *spent(run, catalog, plan, ledger)})
             ledger.sweep()
     return report(run)
@@ -142,6 +146,7 @@ def _write(
     gate: Gate | None,
     *,
     cluster: Cluster,
+    folder: str,
     stop: Stop,
     writer: Writer,
 ) -> None:
@@ -154,9 +159,7 @@ def _write(
     if not order.replay:  # which only sees what was rejected before
         check_rejects(run, staged)
     extent = extent_of(plan, results)
-    run.loaded = load(
-        db, staged, how, extent, folder=run.config.staging_path, run_id=run.run_id, stop=stop, join=cluster.join
-    )
+    run.loaded = load(db, staged, how, extent, folder=folder, run_id=run.run_id, stop=stop, join=cluster.join)
     account(db, run, catalog, plan, results)
     moment = run.stage("reduce", moment)
     if is_unchanged(db, run, how, extent):

@@ -21,6 +21,9 @@ from pipeline.run.staging import file_sha256, write_atomically
 
 _VERIFYING_THREADS = 8
 _SCRATCH = "plan-"
+DEALT = ".dealt.arrow"
+"""How files of `shuffle` end, in a scratch folder."""
+
 _KEPT_S = 7 * 86_400.0  # the rejects of a refused run are looked at by people
 
 
@@ -96,24 +99,31 @@ class Ledger:
         self._remove({_digest(name) for name in names} - recorded)
 
     def sweep(self) -> None:
-        """Remove what dead runs left and no entry names, once it is old enough to be nobody's; the lease is ours."""
+        """Remove files that dead runs left and no entry names, once they are old enough to be nobody's."""
         filesystem, path = resolve(self.folder)
         named = {file["path"].rpartition("/")[2] for entry in self.entries() for file in entry["files"]}
         for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
             is_named = info.base_name in named or info.path.endswith(".json")
-            is_old = info.mtime is not None and time.time() - info.mtime.timestamp() > _KEPT_S
-            if info.type == pafs.FileType.File and not is_named and is_old:
+            if info.type == pafs.FileType.File and not is_named and _is_old([info]):
                 filesystem.delete_file(info.path)
-            elif info.type == pafs.FileType.Directory and info.base_name.startswith(_SCRATCH) and is_old:
-                self._sweep_scratch(info.path)
 
-    def _sweep_scratch(self, path: str) -> None:
-        """Remove a dead run's scratch folder; a living one, embedding beside the lease's holder, has younger files."""
-        filesystem, _ = resolve(self.folder)
-        files = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-        if all(file.mtime is None or time.time() - file.mtime.timestamp() > _KEPT_S for file in files):
+    def sweep_scratch(self) -> None:
+        """Remove dead runs' scratch folders; a living one, embedding beside the lease's holder, has younger files.
+
+        What was dealt out goes at once, large as it is: only the lease's holder deals, and that is this run.
+        """
+        filesystem, path = resolve(self.folder)
+        for folder in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+            if folder.type != pafs.FileType.Directory or not folder.base_name.startswith(_SCRATCH):
+                continue
+            files = filesystem.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True, recursive=True))
             with suppress(OSError):
-                filesystem.delete_dir(path)
+                if _is_old([folder, *files]):
+                    filesystem.delete_dir(folder.path)
+                    continue
+                for file in files:
+                    if file.path.endswith(DEALT):
+                        filesystem.delete_file(file.path)
 
     def _remove(self, digests: Set[str]) -> None:
         """Remove all files of partitions, the entries first; what is already gone is fine."""
@@ -158,6 +168,12 @@ class Ledger:
 
     def _path(self, name: str) -> str:
         return f"{self.folder.rstrip('/')}/{_digest(name)}"
+
+
+def _is_old(infos: Iterable[pafs.FileInfo]) -> bool:
+    """Whether nothing was written to any of them lately; a store's folders have no time."""
+    written = [info.mtime.timestamp() for info in infos if info.mtime is not None]
+    return bool(written) and time.time() - max(written) > _KEPT_S
 
 
 def work_key(facts: Mapping[str, Any]) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,25 +12,21 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
 from pipeline.paths import open_file, resolve
-from pipeline.run.partition import PartitionResult
+from pipeline.run.memory import give_back_freed_memory
+from pipeline.run.partition import PartitionResult, Staged, grouped, staged_files
 from pipeline.run.reduce import (
     Reduction,
-    Staged,
     average_vectors,
     empty_product_rejects,
     image_rows,
-    read_bucket,
-    reduce_products,
     reject_rows,
-    staged_files,
-    write_table,
 )
 from pipeline.run.scan import read_scanned
+from pipeline.run.shuffle import reduce_all
 from pipeline.run.signals import Stop
 from pipeline.run.staging import read_staged
 from pipeline.run.tasks import run_tasks
 from pipeline.store.commits import replace_all, replace_rows
-from pipeline.store.content import content_digest
 from pipeline.store.schemas import (
     TABLES,
     catalog_rows_schema,
@@ -41,13 +35,12 @@ from pipeline.store.schemas import (
     products_schema,
     rejects_schema,
 )
-from pipeline.store.tables import Database, write_rows
+from pipeline.store.tables import READ_AHEAD_BYTES, Database, write_rows
 
 BRIEF_INPUTS = 20_000
 """As many are reduced and written within a second or two, which no task would be quicker at."""
 
-_BUCKET_BYTES = 256_000_000
-_IMAGES_PER_TASK = 200_000
+_BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -92,20 +85,6 @@ class Loaded:
         return dict(Counter(self.rejects.column("reason").to_pylist()).most_common())
 
 
-@dataclass(frozen=True)
-class _Bucket:
-    """A reduced bucket, as its task reports it."""
-
-    fragments: list[str]
-    ids: pa.Array
-    products: Mapping[str, int]
-    texts: int
-    images: int
-    content: int
-    empty: list[tuple[str, str, int]]
-    ordinals_path: str | None
-
-
 def load(
     db: Database,
     results: Sequence[PartitionResult],
@@ -124,8 +103,8 @@ def load(
         results: the staged partitions.
         how: dimension, weights and carried columns.
         extent: which tables will be whole.
-        folder: where tasks may leave small files, beside the staged ones.
-        run_id: names those files, and goes into the rejects.
+        folder: where tasks leave what they hand on, for all machines to read; removed by the caller.
+        run_id: goes into the rejects.
         stop: ends the work when it is set.
         join: called before the first task.
 
@@ -133,40 +112,36 @@ def load(
         RunError: the rows written are not the inputs counted.
     """
     check_counts(results)
-    sources = staged_files(sorted(results, key=lambda result: result.name))
+    results = sorted(results, key=lambda result: result.name)
     inputs = sum(result.counts["embedded"] + result.counts["reused"] for result in results)
     is_brief = inputs <= BRIEF_INPUTS
     if not is_brief:
         join()
-    buckets = max(1, math.ceil(inputs * how.dim * 4 / _BUCKET_BYTES))
+        give_back_freed_memory()  # of embedding: what tasks need is beside it
+    reduced = reduce_all(db, results, how, folder, is_whole="products" in extent.whole, is_brief=is_brief, stop=stop)
     loaded = Loaded()
-    tasks = [
-        (db, sources, how, "products" in extent.whole, bucket, buckets, f"{folder.rstrip('/')}/{run_id}-{bucket}")
-        for bucket in range(buckets)
-    ]
     empty: list[tuple[str, str, int]] = []
-    ordinal_paths: list[str] = []
-    for reduced in run_tasks(_reduce_bucket, tasks, stop=stop, is_brief=is_brief):
-        loaded.fragments["products"] += reduced.fragments
-        loaded.ids.append(reduced.ids)
-        loaded.products.update(reduced.products)
-        loaded.texts += reduced.texts
-        loaded.images += reduced.images
-        loaded.content = (loaded.content + reduced.content) % (1 << 128)
-        empty += reduced.empty
-        ordinal_paths += [reduced.ordinals_path] if reduced.ordinals_path else []
+    for part in reduced:
+        loaded.fragments["products"] += part.fragments
+        loaded.ids += part.ids
+        loaded.products.update(part.products)
+        loaded.texts += part.texts
+        loaded.images += part.images
+        loaded.content = (loaded.content + part.content) % (1 << 128)
+        empty += part.empty
+    ordinal_paths = [part.ordinals_path for part in reduced if part.ordinals_path]
     rejects = [empty_product_rejects(empty, run_id)]
     images = 0
     is_whole = "images" in extent.whole
-    groups = [(db, group, how, is_whole, ordinal_paths, run_id) for group in _groups(sources, results)]
+    groups = [
+        (db, group, how, is_whole, ordinal_paths, run_id)
+        for group in grouped(staged_files(results), results, ("images",))
+    ]
     for fragments, count, rejected in run_tasks(_write_images, groups, stop=stop, is_brief=is_brief):
         loaded.fragments["images"] += fragments
         images += count
         rejects.append(rejected)
     loaded.rejects = pa.concat_tables(rejects)
-    for path in ordinal_paths:
-        filesystem, inside = resolve(path)
-        filesystem.delete_file(inside)
     rejected = sum(result.counts["rejected"] for result in results)
     told = loaded.rejects.num_rows - (pc.sum(pc.equal(loaded.rejects.column("input"), "row")).as_py() or 0)
     if (loaded.texts + loaded.images, images, told) != (inputs, loaded.images, rejected):
@@ -314,36 +289,13 @@ def commit(
     return rows
 
 
-def _reduce_bucket(
-    db: Database, sources: Sequence[Staged], how: Reduction, is_whole: bool, bucket: int, buckets: int, path: str
-) -> _Bucket:
-    """The task of one bucket."""
-    reduced = reduce_products(read_bucket(sources, how.carried, bucket, buckets), how)
-    products = reduced.products
-    fragments = write_rows(db, "products", products_schema(how.dim, how.carried), products, is_whole=is_whole)
-    ordinals_path = None
-    if reduced.ordinals is not None:
-        ordinals_path = f"{path}.ordinals.parquet"
-        write_table(ordinals_path, reduced.ordinals)
-    return _Bucket(
-        fragments,
-        reduced.ids,
-        Counter(products.column("partition").to_pylist()),
-        pc.sum(products.column("has_text")).as_py() or 0,
-        pc.sum(products.column("n_images")).as_py() or 0,
-        content_digest(products),
-        reduced.empty,
-        ordinals_path,
-    )
-
-
 def _keep(db: Database, version: int, fragment_id: int, leaving: pa.Array, how: Reduction) -> list[str]:
     """The task of one fragment whose products are averaged anew."""
     dataset = db.dataset("products", version)
     fragment = dataset.get_fragment(fragment_id)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for batch in fragment.to_batches():
+        for batch in fragment.to_batches(batch_size=_BATCH_ROWS, io_buffer_size=READ_AHEAD_BYTES):
             stays = batch.filter(pc.invert(pc.is_in(batch.column("product_id"), leaving)))
             if stays.num_rows:
                 at = stays.schema.get_field_index("avg_vector")
@@ -356,49 +308,30 @@ def _write_images(
     db: Database, sources: Sequence[Staged], how: Reduction, is_whole: bool, ordinal_paths: Sequence[str], run_id: str
 ) -> tuple[list[str], int, pa.Table]:
     """The task of some staged files: their images as fragments, and their rejects."""
-    places = [_ordinals_of(source, ordinal_paths) if not how.has_ordinals else None for source in sources]
+    ordinals = None if how.has_ordinals else _ordinals_of({source.partition for source in sources}, ordinal_paths)
+    places = [None if ordinals is None else ordinals[source.partition] for source in sources]
     count = 0
-    unreadable: list[RunError] = []
 
-    def batches() -> Any:
+    def batches() -> Iterator[pa.RecordBatch]:
         nonlocal count
-        try:
-            for source, ordinals in zip(sources, places, strict=True):
-                for batch in image_rows(source, how.dim, ordinals):
-                    count += batch.num_rows
-                    yield batch
-        except RunError as error:
-            unreadable.append(error)
-            raise
+        for source, own in zip(sources, places, strict=True):
+            for batch in image_rows(source, how.dim, own):
+                count += batch.num_rows
+                yield batch
+            give_back_freed_memory()
 
-    try:
-        fragments = write_rows(db, "images", images_schema(how.dim), batches(), is_whole=is_whole)
-    except (OSError, RuntimeError) as error:  # Lance wraps what its source raises into words of its own
-        raise (unreadable[0] if unreadable else error) from None
-    rejects = [reject_rows(source, ordinals, run_id) for source, ordinals in zip(sources, places, strict=True)]
+    fragments = write_rows(db, "images", images_schema(how.dim), batches(), is_whole=is_whole)
+    rejects = [reject_rows(source, own, run_id) for source, own in zip(sources, places, strict=True)]
     return fragments, count, pa.concat_tables(rejects)
 
 
-def _ordinals_of(source: Staged, paths: Sequence[str]) -> dict[int, int]:
-    """Row to ordinal, for the images of one partition."""
-    result: dict[int, int] = {}
+def _ordinals_of(partitions: Set[str], paths: Sequence[str]) -> Mapping[str, Mapping[int, int]]:
+    """Row to ordinal, for the images of each of some partitions."""
+    result: dict[str, dict[int, int]] = {name: {} for name in partitions}
     for path in paths:
         filesystem, inside = resolve(path)
         with open_file(filesystem, inside) as file:
-            table = pq.read_table(file, filters=[("partition", "=", source.partition)])
-        result |= zip(table.column("row").to_pylist(), table.column("ordinal").to_pylist(), strict=True)
+            table = pq.read_table(file, filters=[("partition", "in", partitions)])
+        for name, row, ordinal in zip(*(table.column(n).to_pylist() for n in table.schema.names), strict=True):
+            result[name][row] = ordinal
     return result
-
-
-def _groups(sources: Sequence[Staged], results: Sequence[PartitionResult]) -> list[list[Staged]]:
-    """Staged files in groups of about as many images as a fragment should hold."""
-    images = {result.name: result.counts["images"] for result in results}
-    groups: list[list[Staged]] = [[]]
-    size = 0
-    for source in sources:
-        if size and size + images[source.partition] > _IMAGES_PER_TASK:
-            groups.append([])
-            size = 0
-        groups[-1].append(source)
-        size += images[source.partition]
-    return [group for group in groups if group]

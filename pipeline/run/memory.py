@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.errors import ConfigError
 
@@ -39,6 +40,17 @@ def keep_freed_memory() -> None:
         mallopt(_MMAP_THRESHOLD, _FROM_HEAP_BYTES)
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_TOP_PAD, _HEAP_BYTES)
+
+
+def give_back_freed_memory() -> None:
+    """Have the allocators of Arrow and of C give back what this process has freed, for a task beside others.
+
+    Arrow's keeps some hundred MB for itself, which Lance, with the other, cannot use; and each of Lance's threads has a
+    heap of its own.
+    """
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def is_out_of_memory(said: BaseException | str) -> bool:

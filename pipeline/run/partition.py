@@ -20,6 +20,7 @@ from pipeline.run.staging import SeenRow, StagedWriter, staged_schema
 from pipeline.run.wanted import read_wanted
 
 _PREPARED_BATCHES = 2
+_PER_TASK = 200_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class PartitionResult:
     seconds: Mapping[str, float]
     wall_s: float
     waits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A staged file and the partition that it came from."""
+
+    path: str
+    partition: str
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,33 @@ def joined(parts: Sequence[PartitionResult]) -> PartitionResult:
     files = tuple(file for part in parts for file in part.files)
     wall_s = sum(part.wall_s for part in parts)
     return PartitionResult(parts[0].name, files, total.counts(), total.seconds, wall_s, total.waits)
+
+
+def staged_files(results: Sequence[PartitionResult]) -> list[Staged]:
+    """The files of all partitions."""
+    return [Staged(file.path, result.name, file.attempt) for result in results for file in result.files]
+
+
+def grouped(
+    sources: Sequence[Staged], results: Sequence[PartitionResult], counted: Sequence[str]
+) -> list[list[Staged]]:
+    """Staged files, for tasks: in groups of about 200,000 of what is counted.
+
+    Args:
+        sources: from `staged_files`.
+        results: their partitions.
+        counted: names of counts.
+    """
+    each = {result.name: sum(result.counts[name] for name in counted) / len(result.files) for result in results}
+    groups: list[list[Staged]] = [[]]
+    size = 0.0
+    for source in sources:
+        if size and size + each[source.partition] > _PER_TASK:
+            groups.append([])
+            size = 0.0
+        groups[-1].append(source)
+        size += each[source.partition]
+    return [group for group in groups if group]
 
 
 def stage_partition(embedder: Embedder, catalog: Catalog, work: Work) -> PartitionResult:

@@ -1,4 +1,4 @@
-"""A product's vectors to its text, image and average vector: buckets of staged rows in, rows of the tables out."""
+"""A product's vectors to its text, image and average vector: staged rows in, rows of the tables out."""
 
 from __future__ import annotations
 
@@ -13,29 +13,14 @@ import pyarrow.parquet as pq
 
 from pipeline.paths import resolve
 from pipeline.records import Reason
-from pipeline.run.partition import PartitionResult
+from pipeline.run.partition import Staged
 from pipeline.run.scan import METADATA
-from pipeline.run.spill import key_hashes
 from pipeline.run.staging import read_staged
 from pipeline.store.schemas import images_schema, products_schema, rejects_schema
 
-_KEYS = ("kind", "product_id", "row", "ordinal", "sha256", "vector", "reason")
 _REJECTS = ("product_id", "row", "kind", "ordinal", "sha256", "reason", "detail")
 _SMALLEST_NORM = 1e-12
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A staged file and the partition that it came from."""
-
-    path: str
-    partition: str
-    attempt: int = 1
-
-
-def staged_files(results: Sequence[PartitionResult]) -> list[Staged]:
-    """The files of all partitions."""
-    return [Staged(file.path, result.name, file.attempt) for result in results for file in result.files]
+_PRODUCTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -65,28 +50,6 @@ class Reduced:
     ordinals: pa.Table | None
 
 
-def read_bucket(sources: Sequence[Staged], carried: Sequence[pa.Field], bucket: int = 0, buckets: int = 1) -> pa.Table:
-    """The staged rows of one bucket's products, without thumbnails; a product is wholly in one bucket."""
-    columns = [*_KEYS, *METADATA, *(f"carried.{field.name}" for field in carried)]
-    tables = []
-    for source in sources:
-        for batch in read_staged(source.path, columns):
-            table = pa.Table.from_batches([batch])
-            is_part = pc.not_equal(table.column("kind"), "seen")
-            table = table.filter(pc.and_(pc.is_valid(table.column("product_id")), is_part))
-            if buckets > 1:
-                table = table.filter(pa.array(bucket_of(table.column("product_id"), buckets) == bucket))
-            if table.num_rows:
-                name = pa.array([source.partition] * table.num_rows, pa.string()).dictionary_encode()
-                tables.append(table.append_column("partition", name))
-    return pa.concat_tables(tables).unify_dictionaries() if tables else pa.table({})
-
-
-def bucket_of(product_ids: pa.ChunkedArray, buckets: int) -> np.ndarray:
-    """int64 (N,): the bucket of each id, by a hash that is the same in every process."""
-    return (key_hashes(product_ids) % np.uint64(buckets)).astype(np.int64)
-
-
 def reduce_products(rows: pa.Table, how: Reduction) -> Reduced:
     """Average each product's unit vectors.
 
@@ -95,7 +58,7 @@ def reduce_products(rows: pa.Table, how: Reduction) -> Reduced:
     taken in float64 in the order of the ordinals, so that the same inputs give the same bits.
 
     Args:
-        rows: staged rows from `read_bucket`, in any order.
+        rows: of whole products, from `shuffle.read_bucket` or `read_staged_rows`, in any order.
         how: dimension, weights and carried columns.
     """
     schema = products_schema(how.dim, how.carried)
@@ -103,14 +66,12 @@ def reduce_products(rows: pa.Table, how: Reduction) -> Reduced:
         return Reduced(schema.empty_table(), pa.array([], pa.string()), [], None)
     ids = pc.unique(rows.column("product_id")).sort()
     codes = pc.index_in(rows.column("product_id"), ids).to_numpy().astype(np.int64)
-    kinds = rows.column("kind").to_numpy()
+    is_row, is_text, is_image = (pc.equal(rows.column("kind"), kind).to_numpy() for kind in ("row", "text", "image"))
     is_good = pc.is_null(rows.column("reason")).to_numpy()
-    texts = np.flatnonzero((kinds == "text") & is_good)
-    images, ordinals = _order_images(rows, codes, kinds, is_good, how.has_ordinals)
-    text_vectors, has_text = _means(rows, texts, codes, len(ids), how.dim)
-    image_vectors, has_image = _means(rows, images, codes, len(ids), how.dim)
-    average, has_average = _average(text_vectors, has_text, image_vectors, has_image, how.text_weight)
-    meta = _first_of(np.flatnonzero((kinds == "row") & is_good), codes, len(ids))
+    texts = np.flatnonzero(is_text & is_good)
+    images, ordinals = _order_images(rows, codes, np.flatnonzero(is_image), is_good, how.has_ordinals)
+    text_vectors, image_vectors, average = _average_all(rows, texts, images, codes, len(ids), how)
+    meta = _first_of(np.flatnonzero(is_row & is_good), codes, len(ids))
     taken = rows.take(pa.array(meta, mask=meta < 0))
     sha256 = rows.column("sha256")
     text_of = _first_of(texts, codes, len(ids))
@@ -122,20 +83,20 @@ def reduce_products(rows: pa.Table, how: Reduction) -> Reduced:
         "product_id": ids,
         **{name: taken.column(name) for name in METADATA},
         **{field.name: taken.column(f"carried.{field.name}") for field in how.carried},
-        "text_vector": _vectors(text_vectors, has_text),
-        "image_vector": _vectors(image_vectors, has_image),
-        "avg_vector": _vectors(average, has_average),
+        "text_vector": text_vectors,
+        "image_vector": image_vectors,
+        "avg_vector": average,
         "n_images": pa.array(counts, pa.int32()),
-        "has_text": pa.array(has_text),
+        "has_text": text_vectors.is_valid(),
         "text_sha256": sha256.take(pa.array(text_of, mask=text_of < 0)),
         "images_sha256": image_hashes,
-        "partition": taken.column("partition").cast(pa.string()),
+        "partition": taken.column("partition"),
     }
     products = pa.Table.from_arrays(
         [_flat(columns[name]).cast(schema.field(name).type) for name in schema.names], schema=schema
     )
-    n_inputs = np.bincount(codes[kinds != "row"], minlength=len(ids))
-    has_bad_row = np.bincount(codes[(kinds == "row") & ~is_good], minlength=len(ids)) > 0
+    n_inputs = np.bincount(codes[~is_row], minlength=len(ids))
+    has_bad_row = np.bincount(codes[is_row & ~is_good], minlength=len(ids)) > 0
     no_input = np.flatnonzero((n_inputs == 0) & (meta >= 0) & ~has_bad_row)
     empty = [
         (ids[i].as_py(), taken.column("partition")[i].as_py(), taken.column("row")[i].as_py())
@@ -224,16 +185,15 @@ def write_table(path: str, table: pa.Table) -> None:
 
 
 def _order_images(
-    rows: pa.Table, codes: np.ndarray, kinds: np.ndarray, is_good: np.ndarray, has_ordinals: bool
+    rows: pa.Table, codes: np.ndarray, images: np.ndarray, is_good: np.ndarray, has_ordinals: bool
 ) -> tuple[np.ndarray, pa.Table | None]:
     """Indices of the good images by product and place; and the places, where the hash decides them."""
-    images = np.flatnonzero(kinds == "image")
     if has_ordinals:
         ordinals = rows.column("ordinal").take(pa.array(images)).to_numpy()
         images = images[np.lexsort((ordinals, codes[images]))]
         return images[is_good[images]], None
     hashes = rows.column("sha256").take(pa.array(images)).fill_null("~").to_numpy().astype(str)  # "~" sorts last
-    partitions = rows.column("partition").cast(pa.string()).take(pa.array(images)).to_numpy().astype(str)
+    partitions = rows.column("partition").take(pa.array(images)).to_numpy().astype(str)
     row = rows.column("row").take(pa.array(images)).to_numpy()
     order = np.lexsort((row, partitions, hashes, codes[images]))
     images = images[order]
@@ -244,15 +204,35 @@ def _order_images(
     return images[is_good[images]], table
 
 
-def _means(rows: pa.Table, indices: np.ndarray, codes: np.ndarray, n: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unit mean vector per product, float64 (n, dim), and which products have one. `indices` are sorted by product."""
-    means = np.zeros((n, dim))
-    if not len(indices):
-        return means, np.zeros(n, dtype=bool)
-    indices = indices[np.argsort(codes[indices], kind="stable")]
-    vectors = rows.column("vector").take(pa.array(indices)).combine_chunks().flatten().to_numpy().reshape(-1, dim)
-    present, starts = np.unique(codes[indices], return_index=True)
-    means[present] = np.add.reduceat(vectors.astype(np.float64), starts, axis=0)
+def _average_all(
+    rows: pa.Table, texts: np.ndarray, images: np.ndarray, codes: np.ndarray, n: int, how: Reduction
+) -> list[pa.Array]:
+    """Text, image and average vectors of all products, some hundreds at a time: float64 is twice the size of all."""
+    sorted_texts = texts[np.argsort(codes[texts], kind="stable")]
+    vectors = rows.column("vector")
+    found = [(np.zeros((n, how.dim), np.float32), np.zeros(n, bool)) for _ in range(3)]
+    for at in range(0, n, _PRODUCTS_AT_ONCE):
+        stop = min(at + _PRODUCTS_AT_ONCE, n)
+        text, image = (_means(vectors, own, codes, at, stop, how.dim) for own in (sorted_texts, images))
+        for part, (into, is_there) in zip((text, image, _average(*text, *image, how.text_weight)), found, strict=True):
+            into[at:stop], is_there[at:stop] = part
+    return [_vectors(*part) for part in found]
+
+
+def _means(
+    vectors: pa.ChunkedArray, indices: np.ndarray, codes: np.ndarray, start: int, stop: int, dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit mean vector of the products from `start` to `stop`, float64 (n, dim), and which of them have one.
+
+    `indices` are sorted by product.
+    """
+    means = np.zeros((stop - start, dim))
+    own = indices[slice(*np.searchsorted(codes[indices], (start, stop)))]
+    if not len(own):
+        return means, np.zeros(stop - start, dtype=bool)
+    taken = vectors.take(pa.array(own)).combine_chunks().flatten().to_numpy().reshape(-1, dim)
+    present, starts = np.unique(codes[own], return_index=True)
+    means[present - start] = np.add.reduceat(taken.astype(np.float64), starts, axis=0)
     return _unit(means)
 
 
@@ -279,7 +259,7 @@ def _first_of(indices: np.ndarray, codes: np.ndarray, n: int) -> np.ndarray:
 
 
 def _vectors(vectors: np.ndarray, is_there: np.ndarray) -> pa.Array:
-    flat = pa.array(vectors.astype(np.float32).ravel())
+    flat = pa.array(vectors.astype(np.float32, copy=False).ravel())
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=pa.array(~is_there))
 
 

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from pipeline.config import Config
 from pipeline.errors import ReleaseRefused, RunError, TwotowerError, described
 from pipeline.run.load import Extent, commit
-from pipeline.run.partition import PartitionResult
-from pipeline.run.reduce import Reduction, reject_rows, staged_files, write_table
+from pipeline.run.memory import give_back_freed_memory
+from pipeline.run.partition import PartitionResult, staged_files
+from pipeline.run.reduce import Reduction, reject_rows, write_table
 from pipeline.run.report import Run, counts
 from pipeline.run.signals import Stop
 from pipeline.store.commits import restore
@@ -123,6 +124,7 @@ def release(
         else:
             verified = base
             index = fold_indices(db.uri, base.index, min_rows=settings.index_min_rows, min_recall=settings.min_recall)
+        give_back_freed_memory()  # of the indices; what is verified is read in batches
         versions = {table: db.latest_version(table) for table in TABLES}
         checks = verify(
             db,

@@ -193,7 +193,8 @@ def read_staged(path: str, columns: Sequence[str], *, batch_rows: int = 4096) ->
     try:
         with open_file(filesystem, inside) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
-            yield from file.iter_batches(batch_size=batch_rows, columns=list(columns))
+            # Whoever reads has one core: threads beside it would only hold memory.
+            yield from file.iter_batches(batch_size=batch_rows, columns=list(columns), use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise RunError(
             f"the staged file {path} cannot be read as it was written ({first_line(error)}); nothing was "

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata
 
 from pipeline.errors import ReleaseRefused, RunError
-from pipeline.store.tables import Database, write_rows
+from pipeline.store.tables import READ_AHEAD_BYTES, Database, write_rows
 from pipeline.store.transactions import commit_once, persistently
 
 _RUN = "run_id"
@@ -110,7 +110,8 @@ def _remaining(fragments: Sequence[Any], leaving: Mapping[int, Sequence[int]]) -
     """The rows of fragments that do not leave."""
     for fragment in fragments:
         gone = pa.array(leaving.get(fragment.fragment_id, ()), pa.uint64())
-        for batch in fragment.scanner(with_row_address=True, batch_size=_BATCH_ROWS).to_batches():
+        scanner = fragment.scanner(with_row_address=True, batch_size=_BATCH_ROWS, io_buffer_size=READ_AHEAD_BYTES)
+        for batch in scanner.to_batches():
             stays = pc.invert(pc.is_in(batch.column("_rowaddr"), gone))
             rows = batch.filter(stays).drop_columns(["_rowaddr"])
             if rows.num_rows:

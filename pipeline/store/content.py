@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.store.tables import READ_AHEAD_BYTES
+
 UNIT_TOLERANCE = 1e-3
 _BATCH_ROWS = 4096
 _EXAMPLES = 3
@@ -194,10 +196,8 @@ def hashes(values: pa.Array) -> Hashes:
 
 
 def _batches(dataset: Any, columns: Sequence[str], fragments: Sequence[Any] | None = None) -> Iterator[Any]:
-    if fragments is None:
-        yield from dataset.to_batches(columns=list(columns), batch_size=_BATCH_ROWS)
-    for fragment in fragments or ():
-        yield from fragment.to_batches(columns=list(columns), batch_size=_BATCH_ROWS)
+    for part in [dataset] if fragments is None else fragments:
+        yield from part.to_batches(columns=list(columns), batch_size=_BATCH_ROWS, io_buffer_size=READ_AHEAD_BYTES)
 
 
 def _bools(column: pa.Array) -> npt.NDArray[np.bool_]:

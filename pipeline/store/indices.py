@@ -16,6 +16,7 @@ import pyarrow as pa
 from lancedb.index import FTS, Bitmap, BTree
 
 from pipeline.errors import ReleaseRefused
+from pipeline.store.tables import READ_AHEAD_BYTES
 from pipeline.store.transactions import persistently
 
 Vectors = npt.NDArray[np.float32]
@@ -261,7 +262,10 @@ def _sample(dataset: lance.LanceDataset, mode: str, count: int, rng: np.random.G
 
 def _vectors(dataset: lance.LanceDataset, mode: str) -> Iterator[tuple[list[str], Vectors]]:
     """Ids and vectors float32 (batch, D) of all products that have the mode's vector."""
-    for batch in dataset.to_batches(columns=["product_id", MODES[mode]], filter=PRESENT[mode], batch_size=8192):
+    columns = ["product_id", MODES[mode]]
+    for batch in dataset.to_batches(
+        columns=columns, filter=PRESENT[mode], batch_size=8192, io_buffer_size=READ_AHEAD_BYTES
+    ):
         yield batch["product_id"].to_pylist(), _matrix(batch[MODES[mode]])
 
 

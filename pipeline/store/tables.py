@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from lance.fragment import write_fragments
 from pipeline.errors import CatalogError, first_line
 from pipeline.paths import absolute, exists, is_uri, list_names, reach, share_settings
 from pipeline.store.transactions import commit_once, persistent
+
+READ_AHEAD_BYTES = 64 << 20
+"""Of a scan that reads vectors; Lance's own 2 GiB are taken by every scan of a large table."""
 
 _MAX_ROWS_PER_FILE = 1_000_000
 
@@ -93,7 +96,7 @@ def write_rows(
         db: the database.
         table: the table's name.
         schema: of the table.
-        rows: in any order.
+        rows: in any order; what an iterator of them raises comes out as it is, where Lance has words of its own for it.
         is_whole: whether `commits.replace_all` will take the fragments, else `replace_rows`.
 
     Returns:
@@ -103,10 +106,24 @@ def write_rows(
         if not rows.num_rows:
             return []
         rows = rows.select(schema.names).cast(schema)
-    else:
-        rows = pa.RecordBatchReader.from_batches(schema, iter(rows))
+    raised: list[Exception] = []
+
+    def batches(made: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from made
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    if not isinstance(rows, pa.Table):
+        rows = pa.RecordBatchReader.from_batches(schema, batches(rows))
     mode = "append" if not is_whole else "overwrite" if db.exists(table) else "create"
-    fragments = write_fragments(rows, db.uri_of(table), schema=schema, mode=mode, max_rows_per_file=_MAX_ROWS_PER_FILE)
+    try:
+        fragments = write_fragments(
+            rows, db.uri_of(table), schema=schema, mode=mode, max_rows_per_file=_MAX_ROWS_PER_FILE
+        )
+    except (OSError, RuntimeError) as error:
+        raise (raised[0] if raised else error) from None
     return [json.dumps(fragment.to_json()) for fragment in fragments if fragment.physical_rows]
 
 
