@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,13 @@ from small_catalog import Item, assert_equal_tables, items, jpeg, write_images, 
 
 from pipeline.config import load_config
 from pipeline.errors import RunError
-from pipeline.records import Reason, Rejected
+from pipeline.records import Product, Reason, Rejected
 from pipeline.run import load, shuffle
 from pipeline.run.backfill import backfill
 from pipeline.run.partition import Staged
-from pipeline.run.shuffle import bucket_count, deal, read_bucket, read_staged_rows
+from pipeline.run.reduce import Reduction, reduce_products
+from pipeline.run.scan import METADATA
+from pipeline.run.shuffle import Dealt, bucket_count, deal, read_bucket, read_staged_rows
 from pipeline.run.staging import EmbeddedInput, SeenRow, StagedWriter, staged_schema
 from pipeline.store.tables import Database
 
@@ -52,6 +53,10 @@ def write(folder: Path, number: int, rows: list[tuple[str, str]]) -> Staged:
     return Staged(str(path), f"part {number}")
 
 
+def bucket_from(files: list[Dealt], bucket: int) -> pa.Table:
+    return read_bucket([(file.path, file.pieces[:, bucket]) for file in files])
+
+
 def plain(rows: pa.Table) -> Counter[str]:
     """Rows as they can be counted."""
     return Counter(map(repr, rows.to_pylist()))
@@ -70,12 +75,39 @@ def test_every_row_is_in_the_one_bucket_of_its_product(
         dealt = [deal(sources[at::groups], [], buckets, str(folder)) for at in range(groups)]
     finally:
         shuffle._DEALT_BYTES, shuffle._LEAST_PIECE_BYTES = before
-    found = [read_bucket([file for file in dealt if file is not None], bucket, buckets) for bucket in range(buckets)]
+    found = [bucket_from(dealt, bucket) for bucket in range(buckets)]
     assert sum(map(plain, found), Counter()) == plain(read_staged_rows(sources, []))
     assert sum(rows.num_rows for rows in found) == sum(kind != "seen" for rows in files for _, kind in rows)
     ids = [set(rows.column("product_id").to_pylist()) if rows.num_rows else set() for rows in found]
     assert sum(map(len, ids)) == len(set().union(*ids))
     shutil.rmtree(folder)
+
+
+def test_carried_categories_may_differ_from_file_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shuffle, "_DEALT_BYTES", 1)
+    monkeypatch.setattr(shuffle, "_LEAST_PIECE_BYTES", 1)
+    carried = (pa.field("brand", pa.dictionary(pa.int32(), pa.string())),)
+    sources = []
+    for number in range(3):
+        path = str(tmp_path / f"{number}.parquet")
+        product_id, vector = f"p{number}", np.full(DIM, 0.5, np.float32)
+        metadata = dict.fromkeys(METADATA) | {"brand": f"brand {number}"}
+        with StagedWriter(path, staged_schema(DIM, carried), carried) as writer:
+            writer.write(
+                [Product(product_id, 0, True, "t", (), metadata)],
+                [EmbeddedInput(product_id, 0, "text", None, "ab", vector)],
+                [],
+            )
+        sources.append(Staged(path, path))
+    dealt = deal(sources, carried, 2, str(tmp_path))
+    assert len(dealt.pieces) == 3
+    how = Reduction(DIM, carried, 0.5, has_ordinals=True)
+    found = [
+        row for bucket in range(2) for row in reduce_products(bucket_from([dealt], bucket), how).products.to_pylist()
+    ]
+    assert {row["product_id"]: row["brand"] for row in found} == {
+        f"p{number}": f"brand {number}" for number in range(3)
+    }
 
 
 def test_buckets_grow_in_number_and_not_in_size() -> None:
@@ -84,15 +116,23 @@ def test_buckets_grow_in_number_and_not_in_size() -> None:
     assert max(per_bucket) < 1.1 * min(per_bucket)
 
 
-def test_a_broken_file_is_an_error_in_a_sentence(tmp_path: Path) -> None:
-    dealt = deal([write(tmp_path, 0, [("a", "vector"), ("b", "vector")])], [], 2, str(tmp_path))
-    assert dealt is not None
-    data = Path(dealt.path).read_bytes()
-    Path(dealt.path).write_bytes(data[: len(data) // 2])
-    with pytest.raises(RunError, match=r"\.dealt\.arrow, which this run wrote a moment ago, cannot be read"):
-        read_bucket([dealt], 0, 2)
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_damage_is_an_error_in_a_sentence_and_never_another_product(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("damage")
+    dealt = deal([write(folder, 0, [("a", "vector"), ("b", "vector")])], [], 1, str(folder))
+    whole = Path(dealt.path).read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    flipped = whole[:at] + bytes([whole[at] ^ 1 << data.draw(st.integers(0, 7))]) + whole[at + 1 :]
+    Path(dealt.path).write_bytes(data.draw(st.sampled_from([whole[:at], flipped])))
+    with pytest.raises(RunError, match=r"\.arrow, which this run wrote a moment ago, cannot be read"):
+        bucket_from([dealt], 0)
+    Path(dealt.path).unlink()
     with pytest.raises(RunError, match="cannot be read"):
-        read_bucket([replace(dealt, path=f"{tmp_path}/none")], 0, 2)
+        bucket_from([dealt], 0)
+    shutil.rmtree(folder)
 
 
 @pytest.mark.ray

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.records import Product, Reason, Rejected
-from pipeline.run.ledger import DEALT, Ledger, work_key
+from pipeline.run.ledger import Ledger, dealt_ending, work_key
 from pipeline.run.partition import PartitionResult, StagedFile
 from pipeline.run.staging import EmbeddedInput, StagedWriter, file_sha256, staged_schema
 
@@ -120,15 +120,15 @@ def test_only_old_files_that_no_entry_names_are_swept(tmp_path: Path) -> None:
 
 
 def test_a_dead_runs_scratch_is_swept_once_old_and_what_it_dealt_at_once(tmp_path: Path) -> None:
-    for name, seconds in (("plan-dead", 0), ("plan-living", None), ("plan-empty", 0), ("other", 0)):
+    ours, theirs = f"1{dealt_ending('db')}", f"1{dealt_ending('another')}"
+    for name, seconds in (("plan-dead", 0), ("plan-living", None), ("plan-empty", 0), ("plan-own", 0), ("other", 0)):
         (tmp_path / name).mkdir()
-        if name != "plan-empty":
-            (tmp_path / name / "1.scanned.parquet").write_bytes(b"x")
-            (tmp_path / name / f"1{DEALT}").write_bytes(b"x")
+        for file in (ours, theirs, "1.scanned.parquet") if name != "plan-empty" else ():
+            (tmp_path / name / file).write_bytes(b"x")
         for path in [*(tmp_path / name).iterdir(), tmp_path / name] if seconds is not None else []:
             os.utime(path, (seconds, seconds))
-    Ledger(str(tmp_path)).sweep_scratch()
-    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
-    assert left == [
-        "other", f"other/1{DEALT}", "other/1.scanned.parquet", "plan-living", "plan-living/1.scanned.parquet",
-    ]  # fmt: skip
+    Ledger(str(tmp_path)).sweep_scratch("own", "db")
+    left = {folder.name: sorted(path.name for path in folder.iterdir()) for folder in tmp_path.iterdir()}
+    everything = sorted([ours, theirs, "1.scanned.parquet"])
+    living = sorted([theirs, "1.scanned.parquet"])
+    assert left == {"other": everything, "plan-own": everything, "plan-living": living}

@@ -110,7 +110,7 @@ def _run(config: Config, order: Order, gate: Gate | None) -> dict[str, Any]:
                     break
                 run.base = newest  # released meanwhile: what is staged holds, but not what was planned on the old one
             ledger = Ledger(config.staging_path)
-            ledger.sweep_scratch()
+            ledger.sweep_scratch(run.run_id, db.uri)
             _write(
                 db, run, catalog, plan, results, order, how, gate, cluster=cluster, folder=folder, stop=stop,
                 writer=writer,

@@ -21,8 +21,6 @@ from pipeline.run.staging import file_sha256, write_atomically
 
 _VERIFYING_THREADS = 8
 _SCRATCH = "plan-"
-DEALT = ".dealt.arrow"
-"""How files of `shuffle` end, in a scratch folder."""
 
 _KEPT_S = 7 * 86_400.0  # the rejects of a refused run are looked at by people
 
@@ -107,14 +105,19 @@ class Ledger:
             if info.type == pafs.FileType.File and not is_named and _is_old([info]):
                 filesystem.delete_file(info.path)
 
-    def sweep_scratch(self) -> None:
+    def sweep_scratch(self, run_id: str, db: str) -> None:
         """Remove dead runs' scratch folders; a living one, embedding beside the lease's holder, has younger files.
 
-        What was dealt out goes at once, large as it is: only the lease's holder deals, and that is this run.
+        What was dealt out goes at once, large as it is: only the holder of the database's lease deals for it.
+
+        Args:
+            run_id: of this run, which holds the lease.
+            db: the database's address.
         """
         filesystem, path = resolve(self.folder)
         for folder in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
-            if folder.type != pafs.FileType.Directory or not folder.base_name.startswith(_SCRATCH):
+            is_scratch = folder.type == pafs.FileType.Directory and folder.base_name.startswith(_SCRATCH)
+            if not is_scratch or folder.base_name == f"{_SCRATCH}{run_id}":
                 continue
             files = filesystem.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True, recursive=True))
             with suppress(OSError):
@@ -122,7 +125,7 @@ class Ledger:
                     filesystem.delete_dir(folder.path)
                     continue
                 for file in files:
-                    if file.path.endswith(DEALT):
+                    if file.path.endswith(dealt_ending(db)):
                         filesystem.delete_file(file.path)
 
     def _remove(self, digests: Set[str]) -> None:
@@ -168,6 +171,11 @@ class Ledger:
 
     def _path(self, name: str) -> str:
         return f"{self.folder.rstrip('/')}/{_digest(name)}"
+
+
+def dealt_ending(db: str) -> str:
+    """How names of a database's dealt files end (`shuffle`): several databases may share a staging folder."""
+    return f".{_digest(db)[:12]}.dealt.arrow"
 
 
 def _is_old(infos: Iterable[pafs.FileInfo]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import RunError, first_line
 from pipeline.paths import open_file, resolve
-from pipeline.run.ledger import DEALT
+from pipeline.run.ledger import dealt_ending
 from pipeline.run.memory import give_back_freed_memory
 from pipeline.run.partition import PartitionResult, Staged, grouped, staged_files
 from pipeline.run.reduce import Reduction, reduce_products, write_table
@@ -42,14 +43,17 @@ _LEAST_PIECE_BYTES, _MOST_DEALT_BYTES = 250_000, 256_000_000
 
 @dataclass(frozen=True)
 class Dealt:
-    """A file of rows dealt out: Arrow batches, one for each bucket, and then again one for each.
+    """A file of rows dealt out: for each bucket a piece of them, and then again one for each.
+
+    A piece is an Arrow stream of its own: an Arrow file would have one dictionary for all, no checksums, and a list of
+    its batches that grows with the catalog and is read whole for each bucket.
 
     Attributes:
-        rounds: how many times one for each.
+        pieces: int64 (rounds, buckets, 3), where each begins, its bytes (0 where it has no rows), and their CRC-32.
     """
 
     path: str
-    rounds: int
+    pieces: np.ndarray
 
 
 @dataclass
@@ -108,14 +112,15 @@ def reduce_all(
         reads = [partial(read_staged_rows, sources, how.carried)]
         return run_tasks(_reduce, [(db, reads, how, is_whole, folder)], stop=stop, is_brief=is_brief)
     groups = grouped(sources, results, ("embedded", "reused"))
-    dealt = run_tasks(deal, [(group, how.carried, buckets, folder) for group in groups], stop=stop)
-    files = [file for file in dealt if file is not None]
+    ending = dealt_ending(db.uri)
+    files = run_tasks(deal, [(group, how.carried, buckets, folder, ending) for group in groups], stop=stop)
     products = sum(result.counts["products"] for result in results)
     shares = np.array_split(np.arange(buckets), min(buckets, max(1, products // _PRODUCTS_PER_TASK)))
-    tasks = [
-        (db, [partial(read_bucket, files, bucket, buckets) for bucket in share.tolist()], how, is_whole, folder)
-        for share in shares
+    reads = [
+        partial(read_bucket, [(file.path, file.pieces[:, bucket].copy()) for file in files])
+        for bucket in range(buckets)
     ]
+    tasks = [(db, [reads[bucket] for bucket in share], how, is_whole, folder) for share in shares]
     reduced = run_tasks(_reduce, tasks, stop=stop)
     for file in files:  # as large as the staged vectors: not to lie there while indices are built
         filesystem, inside = resolve(file.path)
@@ -138,7 +143,9 @@ def bucket_of(product_ids: pa.ChunkedArray | pa.Array, buckets: int) -> np.ndarr
     return (key_hashes(product_ids) % np.uint64(buckets)).astype(np.int64)
 
 
-def deal(sources: Sequence[Staged], carried: Sequence[pa.Field], buckets: int, folder: str) -> Dealt | None:
+def deal(
+    sources: Sequence[Staged], carried: Sequence[pa.Field], buckets: int, folder: str, ending: str = ".arrow"
+) -> Dealt:
     """Read staged files once, and write their rows by bucket, so that no bucket needs to read more than its own.
 
     Args:
@@ -146,31 +153,35 @@ def deal(sources: Sequence[Staged], carried: Sequence[pa.Field], buckets: int, f
         carried: columns beside the product's own.
         buckets: how many.
         folder: where the file goes, for all machines to read.
+        ending: of its name.
 
     Returns:
-        The file; None where there are no rows.
+        The file and where its pieces lie.
     """
-    path = f"{folder.rstrip('/')}/{uuid.uuid4().hex[:12]}{DEALT}"  # a second try of a task must not meet the first
+    path = f"{folder.rstrip('/')}/{uuid.uuid4().hex[:12]}{ending}"  # a second try of a task must not meet the first
     filesystem, inside = resolve(path)
     handful = min(max(_DEALT_BYTES, buckets * _LEAST_PIECE_BYTES), _MOST_DEALT_BYTES)
-    rounds = 0
-    writer = None
+    rounds: list[list[tuple[int, int, int]]] = []
+    at = 0
     with filesystem.open_output_stream(inside) as sink:
         for rows in _handfuls(_rows(sources, carried), handful):
-            if writer is None:
-                writer = pa.ipc.new_file(sink, rows.schema)
             bucket = bucket_of(rows.column("product_id"), buckets)
             order = np.argsort(bucket, kind="stable")
+            rounds.append([])
             for places in np.split(order, np.searchsorted(bucket[order], np.arange(1, buckets))):
-                writer.write_batch(rows.take(pa.array(places)))
-            rounds += 1
+                piece = _to_bytes(rows.take(pa.array(places))) if len(places) else b""
+                sink.write(piece)
+                rounds[-1].append((at, len(piece), zlib.crc32(piece)))
+                at += len(piece)
             give_back_freed_memory()
-        if writer is not None:
-            writer.close()
-    if not rounds:
-        filesystem.delete_file(inside)
-        return None
-    return Dealt(path, rounds)
+    return Dealt(path, np.array(rounds, np.int64).reshape(len(rounds), buckets, 3))
+
+
+def _to_bytes(rows: pa.RecordBatch) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_batch(rows)
+    return sink.getvalue()
 
 
 def read_staged_rows(sources: Sequence[Staged], carried: Sequence[pa.Field]) -> pa.Table:
@@ -179,26 +190,33 @@ def read_staged_rows(sources: Sequence[Staged], carried: Sequence[pa.Field]) -> 
     return pa.concat_tables(tables) if tables else pa.table({})
 
 
-def read_bucket(files: Sequence[Dealt], bucket: int, buckets: int) -> pa.Table:
+def read_bucket(files: Sequence[tuple[str, np.ndarray]]) -> pa.Table:
     """The rows of one bucket's products; a product is wholly in one bucket.
+
+    Args:
+        files: paths, and of each the bucket's own part of `Dealt.pieces`: int64 (rounds, 3).
 
     Raises:
         RunError: a file is gone or damaged.
     """
-    batches = []
-    for file in files:
-        filesystem, inside = resolve(file.path)
+    tables = []
+    for path, pieces in files:
+        filesystem, inside = resolve(path)
         try:
             with open_file(filesystem, inside) as source:
-                reader = pa.ipc.open_file(source)
-                batches += [reader.get_batch(bucket + at * buckets) for at in range(file.rounds)]
-        except (OSError, pa.ArrowInvalid) as error:
+                for begin, size, checksum in pieces[pieces[:, 1] > 0].tolist():
+                    source.seek(begin)
+                    data = source.read(size)
+                    if zlib.crc32(data) != checksum:
+                        raise OSError(f"{size:,} bytes from {begin:,} on are others")
+                    tables.append(pa.ipc.open_stream(data).read_all())
+        except OSError as error:
             raise RunError(
-                f"the file {file.path}, which this run wrote a moment ago, cannot be read as it was written "
+                f"the file {path}, which this run wrote a moment ago, cannot be read as it was written "
                 f"({first_line(error)}); nothing was released: see that nothing else writes to the staging folder, and "
                 "run the same command again"
             ) from error
-    return pa.Table.from_batches(batches) if batches else pa.table({})
+    return pa.concat_tables(tables).unify_dictionaries() if tables else pa.table({})
 
 
 def _reduce(
