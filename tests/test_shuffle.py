@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s3_server import S3Server
 from small_catalog import Item, assert_equal_tables, items, jpeg, write_images, write_products
 
 from pipeline.config import load_config
@@ -108,6 +109,14 @@ def test_carried_categories_may_differ_from_file_to_file(tmp_path: Path, monkeyp
     assert {row["product_id"]: row["brand"] for row in found} == {
         f"p{number}": f"brand {number}" for number in range(3)
     }
+
+
+def test_pieces_on_a_store(s3: S3Server, tmp_path: Path) -> None:
+    s3.make_bucket("dealt")
+    sources = [write(tmp_path, number, [(name, "vector") for name in "abcdef"]) for number in range(2)]
+    dealt = deal(sources, [], 3, "s3://dealt/staging")
+    found = [bucket_from([dealt], bucket) for bucket in range(3)]
+    assert sum(map(plain, found), Counter()) == plain(read_staged_rows(sources, []))
 
 
 def test_buckets_grow_in_number_and_not_in_size() -> None:
