@@ -109,12 +109,11 @@ def _run(config: Config, order: Order, gate: Gate | None) -> dict[str, Any]:
                 if (newest := writer.take()) == run.base:
                     break
                 run.base = newest  # released meanwhile: what is staged holds, but not what was planned on the old one
-            ledger = Ledger(config.staging_path)
-            ledger.sweep_scratch(run.run_id, db.uri)
             _write(
                 db, run, catalog, plan, results, order, how, gate, cluster=cluster, folder=folder, stop=stop,
                 writer=writer,
             )  # fmt: skip
+            ledger = Ledger(config.staging_path)
             ledger.forget({*results, *plan.rows.pending, *spent(run, catalog, plan, ledger)})
             ledger.sweep()
     return report(run)
@@ -159,6 +158,7 @@ def _write(
     if not order.replay:  # which only sees what was rejected before
         check_rejects(run, staged)
     extent = extent_of(plan, results)
+    Ledger(run.config.staging_path).sweep_scratch(run.run_id, db.uri)  # before as much is written there
     run.loaded = load(db, staged, how, extent, folder=folder, run_id=run.run_id, stop=stop, join=cluster.join)
     account(db, run, catalog, plan, results)
     moment = run.stage("reduce", moment)

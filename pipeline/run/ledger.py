@@ -21,7 +21,6 @@ from pipeline.run.staging import file_sha256, write_atomically
 
 _VERIFYING_THREADS = 8
 _SCRATCH = "plan-"
-
 _KEPT_S = 7 * 86_400.0  # the rejects of a refused run are looked at by people
 
 

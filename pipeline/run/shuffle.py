@@ -116,10 +116,7 @@ def reduce_all(
     files = run_tasks(deal, [(group, how.carried, buckets, folder, ending) for group in groups], stop=stop)
     products = sum(result.counts["products"] for result in results)
     shares = np.array_split(np.arange(buckets), min(buckets, max(1, products // _PRODUCTS_PER_TASK)))
-    reads = [
-        partial(read_bucket, [(file.path, file.pieces[:, bucket].copy()) for file in files])
-        for bucket in range(buckets)
-    ]
+    reads = [partial(read_bucket, [(file.path, file.pieces[:, bucket]) for file in files]) for bucket in range(buckets)]
     tasks = [(db, [reads[bucket] for bucket in share], how, is_whole, folder) for share in shares]
     reduced = run_tasks(_reduce, tasks, stop=stop)
     for file in files:  # as large as the staged vectors: not to lie there while indices are built

@@ -111,7 +111,7 @@ def write_rows(
     def batches(made: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         try:
             yield from made
-        except Exception as error:
+        except Exception as error:  # the boundary to Lance, on whose far side it is raised again
             raised.append(error)
             raise
 
